@@ -1,0 +1,44 @@
+"""Sparse connectivity learning: networks that become sparse by themselves."""
+
+from scl_jax._masked import (
+    MaskedParams,
+    apply_masks,
+    binary_masks,
+    connection_count,
+    fold_masks,
+    mask_params,
+)
+from scl_jax._normalize import normalize_by_feature
+from scl_jax._optimizer import add_connection_penalty, partition
+from scl_jax._select import exclude, kernels, select
+from scl_jax._step import (
+    Clipped,
+    LeakyReLU,
+    ReLU,
+    Softplus,
+    identity,
+    nonpositive_intervals,
+    unit_step,
+)
+
+__all__ = [
+    "Clipped",
+    "LeakyReLU",
+    "MaskedParams",
+    "ReLU",
+    "Softplus",
+    "add_connection_penalty",
+    "apply_masks",
+    "binary_masks",
+    "connection_count",
+    "exclude",
+    "fold_masks",
+    "identity",
+    "kernels",
+    "mask_params",
+    "nonpositive_intervals",
+    "normalize_by_feature",
+    "partition",
+    "select",
+    "unit_step",
+]

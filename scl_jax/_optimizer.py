@@ -1,0 +1,164 @@
+"""Optimizer compositions: weights and masks apart, penalties in gradient space."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from scl_jax._masked import MaskedParams, map_masks
+from scl_jax._step import STE, checked_ste, identity, proxy_gradient
+
+
+def partition(
+    weights_tx: optax.GradientTransformation, masks_tx: optax.GradientTransformation
+) -> optax.GradientTransformationExtraArgs:
+    """Update weights and mask variables of a `MaskedParams` each by its transform.
+
+    `optax.partition` over the two fields, in which each transform sees the bare
+    tree: `weights_tx` the parameters as the model made them, so that weight
+    decay masks, labels and paths written for the dense network go on working;
+    `masks_tx` the mask variables (None where a leaf is not masked). Weight
+    decay, clipping by global norm or averaging inside `weights_tx` never touch
+    a mask variable.
+
+    Args:
+      weights_tx: the optimizer the trainer had.
+      masks_tx: the optimizer of the mask variables.
+
+    Returns:
+      An `optax.GradientTransformationExtraArgs` over `MaskedParams`.
+
+    Raises:
+      TypeError: at init and update, if the tree is no `MaskedParams`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from scl_jax import mask_params, normalize_by_feature
+      >>> params = mask_params({"kernel": jnp.ones((2, 2))})
+      >>> tx = partition(
+      ...     optax.adamw(1e-3), optax.chain(normalize_by_feature(), optax.sgd(1e-3))
+      ... )
+      >>> gradient = jax.tree.map(jnp.ones_like, params)
+      >>> updates, state = tx.update(gradient, tx.init(params), params)
+      >>> print(updates.masks["kernel"])
+      [[-0.001 -0.001]
+       [-0.001 -0.001]]
+    """
+    labels = MaskedParams(weights="weights", masks="masks")
+
+    def checked_labels(tree):
+        # A tree without leaves carries nothing to update: optax.tree_map_params
+        # asks with such a placeholder.
+        if not isinstance(tree, MaskedParams) and jax.tree.leaves(tree):
+            raise TypeError(
+                "partition: updates a MaskedParams, as mask_params returns it; "
+                f"got {type(tree).__name__}"
+            )
+        return labels
+
+    transforms = {
+        "weights": _within("weights", weights_tx),
+        "masks": _within("masks", masks_tx),
+    }
+    return optax.partition(transforms, checked_labels)
+
+
+def _within(
+    field: str, tx: optax.GradientTransformation
+) -> optax.GradientTransformationExtraArgs:
+    """Apply `tx` to the bare tree in one field of a `MaskedParams`."""
+    tx = optax.with_extra_args_support(tx)
+
+    def bare(tree):
+        return getattr(tree, field) if isinstance(tree, MaskedParams) else tree
+
+    def init_fn(params):
+        return tx.init(bare(params))
+
+    def update_fn(updates, state, params=None, **extra_args):
+        new, state = tx.update(bare(updates), state, bare(params), **extra_args)
+        return updates._replace(**{field: new}), state
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+class ConnectionPenaltyState(NamedTuple):
+    """State of `add_connection_penalty` with a schedule."""
+
+    count: jax.Array  # shape (), int32: steps taken
+
+
+def add_connection_penalty(
+    coefficient: float | optax.Schedule, *, ste: STE = identity
+) -> optax.GradientTransformation:
+    r"""Add the gradient of the connection penalty to the mask gradients.
+
+    .. math::
+      g \leftarrow g + \lambda \, p(S)
+
+    which is the gradient of lambda * `connection_count`, for trainers whose loss
+    cannot be touched. Order is meaning: before `normalize_by_feature` it is the
+    coupled form, the same as the penalty in the loss; behind it the decoupled
+    form, in which lambda is in units of a normalized gradient.
+
+    Args:
+      coefficient: lambda, loss per connection: a number >= 0, or a schedule from
+        the step to it.
+      ste: the straight-through estimator p; use the one given to `apply_masks`.
+
+    Returns:
+      An `optax.GradientTransformation` for a tree of mask variables (or a
+      `MaskedParams`, of which the weights are left alone). It reads the mask
+      variables: `update` needs params.
+
+    Raises:
+      ValueError: if a coefficient is negative, infinite or NaN; at update, if
+        params is None.
+      TypeError: if `ste` is not a hashable callable.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from scl_jax import normalize_by_feature
+      >>> coupled = optax.chain(add_connection_penalty(1e-6), normalize_by_feature())
+      >>> decoupled = optax.chain(normalize_by_feature(), add_connection_penalty(0.5))
+      >>> masks = {"kernel": jnp.zeros((2, 1))}
+      >>> gradient = {"kernel": jnp.array([[3.0], [-3.0]])}
+      >>> updates, _ = decoupled.update(gradient, decoupled.init(masks), masks)
+      >>> updates["kernel"].tolist()
+      [[1.5], [-0.5]]
+    """
+    checked_ste(ste, "add_connection_penalty")
+    # A traced number, as optax.inject_hyperparams gives it, cannot be looked at.
+    known = not (callable(coefficient) or isinstance(coefficient, jax.core.Tracer))
+    if known and not 0 <= float(coefficient) < math.inf:
+        raise ValueError(
+            "add_connection_penalty: coefficient must be a finite number >= 0, "
+            f"got {coefficient}"
+        )
+
+    def init_fn(params):
+        del params
+        if callable(coefficient):
+            return ConnectionPenaltyState(count=jnp.zeros((), jnp.int32))
+        return optax.EmptyState()
+
+    def update_fn(updates, state, params=None):
+        if params is None:
+            raise ValueError(
+                "add_connection_penalty: reads the mask variables; call "
+                "update(updates, state, params)"
+            )
+        value = coefficient
+        if callable(coefficient):
+            value = coefficient(state.count)
+            state = ConnectionPenaltyState(optax.safe_increment(state.count))
+
+        def add(path, g, s):
+            del path
+            return g + (value * proxy_gradient(ste, s)).astype(g.dtype)
+
+        return map_masks(add, updates, params), state
+
+    return optax.GradientTransformation(init_fn, update_fn)
