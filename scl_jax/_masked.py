@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from scl_jax._paths import PyTree, is_none, leaf_path, leaves_by_path, listed
 from scl_jax._select import Rule, kernels, selected
@@ -182,7 +183,7 @@ def binary_masks(masked: MaskedParams) -> PyTree:
       ([True, False], None)
     """
     check_masked(masked, "binary_masks")
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(masked.masks)):
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(masked.masks)):
         raise TypeError(
             "binary_masks: needs concrete arrays, since a bool cannot show a NaN "
             "mask variable; inside a jitted function use scl_jax.unit_step"
@@ -248,8 +249,9 @@ def check_masked(masked: Any, caller: str) -> None:
 def check_no_nan(masks: PyTree, caller: str) -> None:
     """Raise ValueError where a concrete mask variable is NaN."""
     for path, mask in leaves_by_path(masks).items():
-        concrete = mask is not None and not isinstance(mask, jax.core.Tracer)
-        if concrete and bool(jnp.isnan(mask).any()):
+        if mask is None or isinstance(mask, Tracer):
+            continue
+        if jnp.isnan(mask).any():
             raise ValueError(
                 f"{caller}: mask variables must be numbers; "
                 f"{int(jnp.isnan(mask).sum())} of {mask.size} at {path} are NaN"

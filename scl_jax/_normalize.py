@@ -73,11 +73,11 @@ def normalize_by_feature(
     Example:
       >>> import jax.numpy as jnp
       >>> tx = normalize_by_feature()
-      >>> gradient = {"kernel": jnp.array([[3.0, 0.0], [4.0, 1e-6]])}
+      >>> gradient = {"kernel": jnp.array([[64.0, 0.25, 0.0], [-64.0, 0.25, 0.0]])}
       >>> updates, _ = tx.update(gradient, tx.init(gradient))
-      >>> print(updates["kernel"].round(2))
-      [[0.85 0.  ]
-       [1.13 1.41]]
+      >>> print(updates["kernel"])
+      [[ 1.  1.  0.]
+       [-1.  1.  0.]]
 
     Reference:
       Tang et al., arXiv 2201.05020, for the idea; the norm and the order with the

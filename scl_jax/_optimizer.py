@@ -1,11 +1,13 @@
 """Optimizer compositions: weights and masks apart, penalties in gradient space."""
 
 import math
-from typing import NamedTuple
+from collections.abc import Hashable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 from scl_jax._masked import MaskedParams, map_masks
 from scl_jax._step import STE, checked_ste, identity, proxy_gradient
@@ -58,7 +60,7 @@ def partition(
             )
         return labels
 
-    transforms = {
+    transforms: dict[Hashable, optax.GradientTransformation] = {
         "weights": _within("weights", weights_tx),
         "masks": _within("masks", masks_tx),
     }
@@ -85,7 +87,7 @@ def _within(
 
 
 class ConnectionPenaltyState(NamedTuple):
-    """State of `add_connection_penalty` with a schedule."""
+    """State of `add_connection_penalty`."""
 
     count: jax.Array  # shape (), int32: steps taken
 
@@ -131,8 +133,11 @@ def add_connection_penalty(
     """
     checked_ste(ste, "add_connection_penalty")
     # A traced number, as optax.inject_hyperparams gives it, cannot be looked at.
-    known = not (callable(coefficient) or isinstance(coefficient, jax.core.Tracer))
-    if known and not 0 <= float(coefficient) < math.inf:
+    if callable(coefficient):
+        schedule = coefficient
+    elif isinstance(coefficient, Tracer) or 0 <= coefficient < math.inf:
+        schedule = optax.constant_schedule(coefficient)
+    else:
         raise ValueError(
             "add_connection_penalty: coefficient must be a finite number >= 0, "
             f"got {coefficient}"
@@ -140,9 +145,7 @@ def add_connection_penalty(
 
     def init_fn(params):
         del params
-        if callable(coefficient):
-            return ConnectionPenaltyState(count=jnp.zeros((), jnp.int32))
-        return optax.EmptyState()
+        return ConnectionPenaltyState(count=jnp.zeros((), jnp.int32))
 
     def update_fn(updates, state, params=None):
         if params is None:
@@ -150,15 +153,13 @@ def add_connection_penalty(
                 "add_connection_penalty: reads the mask variables; call "
                 "update(updates, state, params)"
             )
-        value = coefficient
-        if callable(coefficient):
-            value = coefficient(state.count)
-            state = ConnectionPenaltyState(optax.safe_increment(state.count))
+        value = schedule(state.count)
 
         def add(path, g, s):
             del path
             return g + (value * proxy_gradient(ste, s)).astype(g.dtype)
 
-        return map_masks(add, updates, params), state
+        count: Any = optax.safe_increment(state.count)
+        return map_masks(add, updates, params), ConnectionPenaltyState(count)
 
     return optax.GradientTransformation(init_fn, update_fn)

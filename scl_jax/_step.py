@@ -72,7 +72,7 @@ def unit_step(x: jax.Array, ste: STE = identity) -> jax.Array:
     return _step(x, checked_ste(ste, "unit_step"))
 
 
-def checked_ste(ste: Any, caller: str) -> STE:
+def checked_ste(ste: Any, caller: str) -> Any:
     """Return `ste`, or raise TypeError where it is no hashable callable."""
     if not callable(ste) or isinstance(ste, type) or not isinstance(ste, Hashable):
         raise TypeError(
