@@ -1,5 +1,6 @@
 """Sparse connectivity learning: networks that become sparse by themselves."""
 
+from scl_jax._macs import UnknownMacs, count_macs
 from scl_jax._masked import (
     MaskedParams,
     apply_masks,
@@ -10,6 +11,7 @@ from scl_jax._masked import (
 )
 from scl_jax._normalize import normalize_by_feature
 from scl_jax._optimizer import add_connection_penalty, partition
+from scl_jax._report import report
 from scl_jax._select import exclude, kernels, select
 from scl_jax._step import (
     Clipped,
@@ -20,17 +22,23 @@ from scl_jax._step import (
     nonpositive_intervals,
     unit_step,
 )
+from scl_jax._table import Report, Row, Totals
 
 __all__ = [
     "Clipped",
     "LeakyReLU",
     "MaskedParams",
     "ReLU",
+    "Report",
+    "Row",
     "Softplus",
+    "Totals",
+    "UnknownMacs",
     "add_connection_penalty",
     "apply_masks",
     "binary_masks",
     "connection_count",
+    "count_macs",
     "exclude",
     "fold_masks",
     "identity",
@@ -39,6 +47,7 @@ __all__ = [
     "nonpositive_intervals",
     "normalize_by_feature",
     "partition",
+    "report",
     "select",
     "unit_step",
 ]

@@ -1,18 +1,14 @@
 """The Optax transform that normalizes mask gradients per feature."""
 
-import operator
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import optax
 
+from scl_jax._features import FeatureAxes, axes_tuple, reduced_axes
 from scl_jax._masked import map_masks
 from scl_jax._paths import leaf_path
 
-Axes = int | tuple[int, ...]
-FeatureAxes = Axes | Callable[[str, Any], Axes]
+_NAME = "normalize_by_feature"
 
 
 def _rms(g: jax.Array, axes: tuple[int, ...]) -> jax.Array:
@@ -89,11 +85,14 @@ def normalize_by_feature(
             f"got {norm!r}"
         )
     if not callable(feature_axes):
-        _as_tuple(feature_axes, "feature_axes")
+        axes_tuple(feature_axes, _NAME)
     measure = _NORMS[norm]
 
+    def axes_of(key_path, leaf):
+        return reduced_axes(feature_axes, leaf_path(key_path), leaf, _NAME)
+
     def normalize(key_path, g):
-        axes = _reduced_axes(feature_axes, leaf_path(key_path), g)
+        axes = axes_of(key_path, g)
         if measure is None:
             return g
         g_float32 = g.astype(jnp.float32)
@@ -104,9 +103,7 @@ def normalize_by_feature(
 
     def init_fn(params):
         # Nothing to keep: only to say as early as possible what does not fit.
-        map_masks(
-            lambda path, s: _reduced_axes(feature_axes, leaf_path(path), s), params
-        )
+        map_masks(axes_of, params)
         return optax.EmptyState()
 
     def update_fn(updates, state, params=None):
@@ -114,37 +111,3 @@ def normalize_by_feature(
         return map_masks(normalize, updates), state
 
     return optax.GradientTransformation(init_fn, update_fn)
-
-
-def _reduced_axes(feature_axes: FeatureAxes, path: str, leaf: Any) -> tuple[int, ...]:
-    """Return the axes of `leaf` that are not feature axes."""
-    if not jnp.issubdtype(leaf.dtype, jnp.floating):
-        raise TypeError(
-            f"normalize_by_feature: mask gradients must be floating; {path} is "
-            f"{leaf.dtype}"
-        )
-    given = feature_axes(path, leaf) if callable(feature_axes) else feature_axes
-    axes = _as_tuple(given, f"feature_axes({path!r}, leaf)")
-    if any(not -leaf.ndim <= axis < leaf.ndim for axis in axes):
-        raise ValueError(
-            f"normalize_by_feature: feature axes {given} are out of range for "
-            f"{path} of shape {leaf.shape}"
-        )
-    features = {axis % leaf.ndim for axis in axes}
-    if len(features) < len(axes):
-        raise ValueError(
-            f"normalize_by_feature: feature axes {given} name an axis of {path} of "
-            f"shape {leaf.shape} twice"
-        )
-    return tuple(axis for axis in range(leaf.ndim) if axis not in features)
-
-
-def _as_tuple(axes: Any, name: str) -> tuple[int, ...]:
-    try:
-        given = axes if isinstance(axes, tuple) else (axes,)
-        return tuple(operator.index(axis) for axis in given)
-    except TypeError:
-        raise TypeError(
-            f"normalize_by_feature: {name} must be an int or a tuple of ints, "
-            f"got {axes!r}"
-        ) from None
