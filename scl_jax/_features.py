@@ -47,6 +47,6 @@ def axes_tuple(axes: Any, caller: str) -> tuple[int, ...]:
         return tuple(operator.index(axis) for axis in given)
     except TypeError:
         raise TypeError(
-            f"{caller}: feature_axes must be an int, a tuple of ints or a function "
-            f"(path, leaf) to one of them; got {axes!r}"
+            f"{caller}: feature_axes must be an int or a tuple of ints, or a function "
+            f"(path, leaf) to such; got {axes!r}"
         ) from None
