@@ -22,6 +22,13 @@ _SIZES = {
     "fashion_mnist": (60_000, 10_000, 6_000),
     "mnist": (60_000, 10_000, 5_421),
 }
+# name -> mean and standard deviation of the training set's pixels, as fractions of
+# 255: the customary constants. mnist5k is a sample of MNIST.
+PIXELS = {
+    "mnist5k": (0.1307, 0.3081),
+    "fashion_mnist": (0.2860, 0.3530),
+    "mnist": (0.1307, 0.3081),
+}
 _INSTALL = "Install it with `pip install 'scl_jax[experiments]'`."
 
 

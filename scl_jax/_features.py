@@ -24,8 +24,10 @@ def reduced_axes(
             f"{caller}: mask variables and their gradients must be floating; "
             f"{path} is {leaf.dtype}"
         )
-    given = feature_axes(path, leaf) if callable(feature_axes) else feature_axes
-    axes = axes_tuple(given, caller)
+    given, origin = feature_axes, caller
+    if callable(feature_axes):
+        given, origin = feature_axes(path, leaf), f"{caller}: at {path}"
+    axes = axes_tuple(given, origin)
     if any(not -leaf.ndim <= axis < leaf.ndim for axis in axes):
         raise ValueError(
             f"{caller}: feature axes {given} are out of range for "

@@ -1,6 +1,6 @@
 """MaskedParams and what is done with it: mask, apply, fold, count."""
 
-import math
+import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -51,10 +51,10 @@ def mask_params(
       `MaskedParams`; mask variables are sharded as their weights.
 
     Raises:
-      ValueError: if `params` is empty, a rule matches nothing, `initial` is not
-        finite, or a start value has another shape than its leaf.
-      TypeError: if a selected leaf or `dtype` is not floating, or `params` is
-        masked already.
+      ValueError: if `params` is empty, a rule matches nothing, or start values are
+        not finite or have another shape than their leaf.
+      TypeError: if a selected leaf or `dtype` is not floating, `initial` is neither
+        number nor function, or `params` is masked already.
 
     Example:
       >>> import jax.numpy as jnp
@@ -71,27 +71,50 @@ def mask_params(
         raise TypeError("mask_params: params is a MaskedParams already")
     if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"mask_params: dtype must be floating, got {dtype}")
-    if not callable(initial) and not math.isfinite(initial):
-        raise ValueError(f"mask_params: initial must be finite, got {initial}")
+    if not callable(initial) and not isinstance(initial, numbers.Real | jax.Array):
+        raise TypeError(
+            "mask_params: initial must be a number or a function (path, leaf) -> "
+            f"array, got {initial!r}"
+        )
 
-    def start(path, leaf):
-        if not callable(initial):
-            return jnp.full_like(leaf, initial, dtype=dtype)
-        value = jnp.asarray(initial(path, leaf), dtype=dtype or leaf.dtype)
-        if value.shape != leaf.shape:
+    def start(key_path, chosen, leaf):
+        if not chosen:
+            return None
+        path = leaf_path(key_path)
+        # Without 64-bit mode JAX stores a float64 NumPy array as float32.
+        mask_dtype = jax.dtypes.canonicalize_dtype(dtype or leaf.dtype)
+        if callable(initial):
+            return _start_values(initial, path, leaf, mask_dtype)
+        if not abs(initial) <= float(jnp.finfo(mask_dtype).max):
             raise ValueError(
-                f"mask_params: initial({path!r}, leaf) must have the leaf's shape "
-                f"{leaf.shape}, got {value.shape}"
+                f"mask_params: initial must be finite in {mask_dtype}, the mask "
+                f"variables' dtype at {path}; got {initial}"
             )
-        return value
+        return jnp.full_like(leaf, initial, dtype=mask_dtype)
 
-    masks = jax.tree_util.tree_map_with_path(
-        lambda path, chosen, leaf: start(leaf_path(path), leaf) if chosen else None,
-        selected(params, select, "mask_params"),
-        params,
-    )
-    check_no_nan(masks, "mask_params")
+    chosen = selected(params, select, "mask_params")
+    masks = jax.tree_util.tree_map_with_path(start, chosen, params)
     return MaskedParams(weights=params, masks=masks)
+
+
+def _start_values(
+    initial: Callable[[str, Any], jax.Array], path: str, leaf: Any, dtype: Any
+) -> jax.Array:
+    """Return the user's start values for one leaf, placed as the leaf is."""
+    # A copy: returned as it is, the weight itself could not be donated any more.
+    value = jnp.array(initial(path, leaf), dtype=dtype)
+    if value.shape != leaf.shape:
+        raise ValueError(
+            f"mask_params: initial({path!r}, leaf) must have the leaf's shape "
+            f"{leaf.shape}, got {value.shape}"
+        )
+    if isinstance(value, Tracer):
+        return value
+    if not jnp.isfinite(value).all():
+        raise ValueError(
+            f"mask_params: initial({path!r}, leaf) must be finite in {value.dtype}"
+        )
+    return jax.device_put(value, getattr(leaf, "sharding", None))
 
 
 def apply_masks(masked: MaskedParams, *, ste: STE = identity) -> PyTree:
@@ -152,8 +175,9 @@ def fold_masks(masked: MaskedParams) -> PyTree:
 
     def bake(weight, mask):
         h = unit_step(jax.lax.stop_gradient(mask)).astype(weight.dtype)
-        # A product alone would turn negative weights into -0, infinite into NaN.
-        return jnp.where(h == 0, jnp.zeros_like(weight), weight * h)
+        # Selected, not multiplied: a product turns negative weights into -0.
+        kept = jnp.where(h == 0, jnp.zeros_like(weight), weight)
+        return jnp.where(jnp.isnan(h), h, kept)
 
     folded = _map_masked(bake, masked, "fold_masks")
     check_no_nan(masked.masks, "fold_masks")
@@ -231,18 +255,22 @@ def check_masked(masked: Any, caller: str) -> None:
             f"got {type(masked).__name__}"
         )
     weights, masks = leaves_by_path(masked.weights), leaves_by_path(masked.masks)
-    if list(weights) != list(masks):
+    structures = [jax.tree.structure(tree, is_leaf=is_none) for tree in masked]
+    if structures[0] != structures[1]:
         differing = sorted(set(weights) ^ set(masks)) or list(masks)
         raise ValueError(
             f"{caller}: masks must have the structure of weights (None where a leaf "
             f"is not masked); they differ at {listed(differing)}"
         )
     for path, mask in masks.items():
-        if mask is not None and jnp.shape(mask) != jnp.shape(weights[path]):
+        if mask is None:
+            continue
+        weight = weights[path]
+        if weight is None or jnp.shape(mask) != jnp.shape(weight):
+            shape = "missing" if weight is None else jnp.shape(weight)
             raise ValueError(
                 f"{caller}: a mask must have the shape of its weight; at {path} "
-                f"the mask is {jnp.shape(mask)}, the weight "
-                f"{jnp.shape(weights[path])}"
+                f"the mask is {jnp.shape(mask)}, the weight {shape}"
             )
 
 
@@ -261,14 +289,22 @@ def check_no_nan(masks: PyTree, caller: str) -> None:
 def map_masks(function: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
     """Map (key path, leaf, ...) over trees like the masks, as optimizers see them.
 
-    Of a `MaskedParams` the masks are mapped and the weights kept, so that a
-    transform meant for mask variables never touches a weight.
+    Of a `MaskedParams`, alone or somewhere in the tree, the masks are mapped and
+    the weights kept: a transform meant for mask variables never touches a weight.
     """
-    if isinstance(tree, MaskedParams):
-        return tree._replace(
-            masks=map_masks(function, tree.masks, *(other.masks for other in rest))
-        )
-    return jax.tree_util.tree_map_with_path(function, tree, *rest)
+
+    def is_masked(x):
+        return isinstance(x, MaskedParams)
+
+    def visit(key_path, leaf, *others):
+        if not is_masked(leaf):
+            return function(key_path, leaf, *others)
+        for other in others:
+            check_masked(other, "params")
+        masks = [other.masks for other in others]
+        return leaf._replace(masks=map_masks(function, leaf.masks, *masks))
+
+    return jax.tree_util.tree_map_with_path(visit, tree, *rest, is_leaf=is_masked)
 
 
 def _map_masked(
@@ -278,9 +314,8 @@ def _map_masked(
 ) -> PyTree:
     """Map (weight, mask) -> weight over the masked leaves, and keep the others."""
     check_masked(masked, caller)
-    return jax.tree.map(
-        lambda mask, weight: weight if mask is None else function(weight, mask),
-        masked.masks,
-        masked.weights,
-        is_leaf=is_none,
-    )
+
+    def visit(mask, weight):
+        return weight if mask is None else function(jnp.asarray(weight), mask)
+
+    return jax.tree.map(visit, masked.masks, masked.weights, is_leaf=is_none)

@@ -9,6 +9,7 @@ from scl_jax._masked import map_masks
 from scl_jax._paths import leaf_path
 
 _NAME = "normalize_by_feature"
+_LARGEST_SIZE = float(1 / jnp.finfo(jnp.float32).tiny)
 
 
 def _rms(g: jax.Array, axes: tuple[int, ...]) -> jax.Array:
@@ -97,8 +98,9 @@ def normalize_by_feature(
             return g
         g_float32 = g.astype(jnp.float32)
         size = measure(g_float32, axes)
-        # A size that overflowed would turn finite gradients into zeros in silence.
-        size = jnp.where(jnp.isinf(size), jnp.nan, size)
+        # A size that overflowed, or whose reciprocal would underflow, must not turn
+        # finite gradients into zeros in silence.
+        size = jnp.where(size > _LARGEST_SIZE, jnp.nan, size)
         return jnp.where(size == 0, g_float32, g_float32 / size).astype(g.dtype)
 
     def init_fn(params):

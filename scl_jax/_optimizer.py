@@ -1,11 +1,13 @@
 """Optimizer compositions: weights and masks apart, penalties in gradient space."""
 
 import math
+import numbers
 from collections.abc import Hashable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.core import Tracer
 
@@ -118,7 +120,11 @@ def add_connection_penalty(
     Raises:
       ValueError: if a coefficient is negative, infinite or NaN; at update, if
         params is None.
-      TypeError: if `ste` is not a hashable callable.
+      TypeError: if `ste` is not a hashable callable, or the coefficient is neither
+        number nor schedule.
+
+    Under `optax.inject_hyperparams` name `ste` among `static_args`: Optax takes
+    every other callable for a schedule.
 
     Example:
       >>> import jax.numpy as jnp
@@ -135,6 +141,11 @@ def add_connection_penalty(
     # A traced number, as optax.inject_hyperparams gives it, cannot be looked at.
     if callable(coefficient):
         schedule = coefficient
+    elif not isinstance(coefficient, numbers.Real | np.ndarray | jax.Array):
+        raise TypeError(
+            "add_connection_penalty: coefficient must be a number or a schedule, "
+            f"got {coefficient!r}"
+        )
     elif isinstance(coefficient, Tracer) or 0 <= coefficient < math.inf:
         schedule = optax.constant_schedule(coefficient)
     else:

@@ -95,6 +95,10 @@ class exclude:  # noqa: N801
     among: Rule = kernels
 
     def __init__(self, *patterns: str, among: Rule = kernels):
+        if not callable(among):
+            raise TypeError(
+                f"exclude: among must be a rule (path, leaf) -> bool, got {among!r}"
+            )
         object.__setattr__(self, "patterns", _checked("exclude", patterns))
         object.__setattr__(self, "among", among)
 
@@ -103,7 +107,8 @@ class exclude:  # noqa: N801
         return not excluded and self.among(path, leaf)
 
     def __repr__(self) -> str:
-        return f"exclude({', '.join(map(_quoted, self.patterns))})"
+        among = "" if self.among is kernels else f", among={self.among!r}"
+        return f"exclude({', '.join(map(_quoted, self.patterns))}{among})"
 
 
 def selected(params: PyTree, rule: Rule, caller: str) -> PyTree:

@@ -3,7 +3,8 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Hashable
+import numbers
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -74,13 +75,16 @@ def unit_step(x: jax.Array, ste: STE = identity) -> jax.Array:
 
 def checked_ste(ste: Any, caller: str) -> Any:
     """Return `ste`, or raise TypeError where it is no hashable callable."""
-    if not callable(ste) or isinstance(ste, type) or not isinstance(ste, Hashable):
-        raise TypeError(
-            f"{caller}: ste must be a hashable callable from s to the proxy "
-            "gradient, such as scl_jax.identity, LeakyReLU(0.1) or Softplus(4.0); "
-            f"got {ste!r}"
-        )
-    return ste
+    try:
+        hash(ste)  # a frozen dataclass with a list inside only says here that it can't
+        if callable(ste) and not isinstance(ste, type):
+            return ste
+    except TypeError:
+        pass
+    raise TypeError(
+        f"{caller}: ste must be a hashable callable from s to the proxy gradient, "
+        f"such as scl_jax.identity, LeakyReLU(0.1) or Softplus(4.0); got {ste!r}"
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -250,5 +254,5 @@ def nonpositive_intervals(
 
 
 def _check_positive(name: str, value: float) -> None:
-    if not (isinstance(value, int | float) and 0 < value < math.inf):
+    if not (isinstance(value, numbers.Real) and 0 < value < math.inf):
         raise ValueError(f"{name} must be a positive finite number, got {value!r}")

@@ -1,0 +1,1 @@
+"""Runnable studies on top of scl_jax."""

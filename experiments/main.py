@@ -1,0 +1,196 @@
+"""Train a network dense and by SCL, side by side, and report: the main job.
+
+python -m experiments.main mnist5k_lenet300 --seeds 3
+"""
+
+import contextlib
+import dataclasses
+import sys
+import textwrap
+from collections.abc import Iterator, Sequence
+from typing import Annotated
+
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+import scl_jax
+from experiments import configs, figures
+from experiments.config import Config
+from experiments.data import IMAGE_SHAPE, DataError, Dataset, load
+from experiments.outcome import (
+    Result,
+    as_markdown,
+    as_text,
+    comparison,
+    in_words,
+    make_report,
+    make_result,
+)
+from experiments.record import RunFolder, RunFolderError
+from experiments.train import Metrics, Trained, TrainingError, train
+
+METHODS = ("dense", "scl")
+# What a user can mend; anything else is a defect of ours and is called so.
+EXPECTED = (ValueError, DataError, RunFolderError, TrainingError, OSError)
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """The settings of a run."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    out: str | None = None  # the run folder, new; runs/NAME/TIME if left out
+    data_dir: str | None = None  # prepared TFDS data sets; TFDS's default if left out
+    debug: bool = False  # show the traceback of an error
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command line; return the exit code, 0 only if all of it succeeded."""
+    debug = "--debug" in argv
+    try:
+        name, arguments = parse(argv)
+        folder = RunFolder(arguments.out, name, arguments.config)
+    except EXPECTED as error:
+        return _failed(error, debug)
+    try:
+        run(name, arguments, folder)
+    except KeyboardInterrupt:
+        _say(f"Interrupted. What was logged until now is in {folder.path}.")
+        return 130
+    except Exception as error:
+        return _failed(error, debug)
+    return 0
+
+
+def parse(argv: Sequence[str]) -> tuple[str, Arguments]:
+    """Read an experiment's name and what to override of its settings."""
+    experiments = "\n".join(f"  {x:24} {configs.summary(x)}" for x in configs.names())
+    if not argv or argv[0] in ("-h", "--help"):
+        print(__doc__, "\nExperiments:\n", experiments, sep="")
+        print("\nSettings: python -m experiments.main NAME --help")
+        raise SystemExit(0)
+    name, *overrides = argv
+    arguments = tyro.cli(
+        Arguments,
+        prog=f"python -m experiments.main {name}",
+        description=configs.summary(name),
+        default=Arguments(configs.load_config(name)),
+        args=overrides,
+    )
+    return name, arguments
+
+
+def run(name: str, arguments: Arguments, folder: RunFolder) -> list[Result]:
+    """Train every method with every seed, and fill the run folder."""
+    config = arguments.config
+    print(f"{name}: writing to {folder.path}")
+    data = load(
+        config.dataset, validation=config.validation, data_dir=arguments.data_dir
+    )
+    counts = ", ".join(
+        f"{len(split.labels):,} to {purpose}"
+        for split, purpose in zip(data, ("train", "validate", "test"), strict=True)
+    )
+    print(f"{config.dataset}: {counts}")
+    trained = {
+        method: list(_train_with_progress(config, data, method, folder))
+        for method in METHODS
+    }
+    # The test set is looked at here, once, when nothing can be chosen any more.
+    results = [
+        make_result(config, one, data.test) for many in trained.values() for one in many
+    ]
+    _write(config, trained, results, folder)
+    return results
+
+
+def _train_with_progress(
+    config: Config, data: Dataset, method: str, folder: RunFolder
+) -> Iterator[Trained]:
+    """Train the seeds of one method; log each epoch, show where it is."""
+    bar = tqdm(total=config.epochs * config.seeds, desc=method, unit="epoch")
+
+    def on_epoch(metrics: Metrics) -> None:
+        folder.append_metrics(metrics._asdict())
+        accuracy = metrics.validation_accuracy
+        bar.set_postfix(
+            seed=metrics.seed,
+            loss=f"{metrics.loss:.4f}",
+            accuracy=f"{metrics.train_accuracy if accuracy is None else accuracy:.4f}",
+            sparsity=f"{metrics.sparsity:.4f}",
+            refresh=False,
+        )
+        bar.update()
+
+    with contextlib.closing(bar):
+        for trained in train(config, data, method, on_epoch=on_epoch):
+            folder.write_params(f"folded-{method}-seed{trained.seed}", trained.folded)
+            yield trained
+
+
+def _write(
+    config: Config,
+    trained: dict[str, list[Trained]],
+    results: list[Result],
+    folder: RunFolder,
+) -> None:
+    """Write and print the tables, and draw the figures."""
+    cells, words = comparison(results), in_words(results)
+    reports = [make_report(config, one) for one in trained["scl"]]
+    layers = f"SCL layer by layer (seed {config.seed})"
+    print(f"\n{as_text(cells)}\n\n{layers}\n\n{reports[0]}\n")
+    print(textwrap.fill(words, 88))
+
+    folder.write_json("results.json", [dataclasses.asdict(r) for r in results])
+    figures.draw_training(
+        [
+            metrics
+            for many in trained.values()
+            for one in many
+            for metrics in one.history
+        ],
+        folder.path / "training.png",
+    )
+    figures.draw_layers(reports, folder.path / "layers.png")
+    first = reports[0].rows[0].path
+    figures.draw_inputs(
+        [_first_mask(one, first) for one in trained["scl"]],
+        IMAGE_SHAPE,
+        folder.path / "inputs.png",
+    )
+    folder.write_text(
+        "report.md",
+        f"# {config.model} on {config.dataset}: dense and SCL\n\n{words}\n\n"
+        f"{as_markdown(cells)}\n\nAccuracy on the test set after the last epoch, mean "
+        "± standard deviation over the seeds; connections are nonzero kernel weights; "
+        "MACs per example, FLOPs = 2 x MACs.\n\n"
+        "![sparsity and accuracy](training.png)\n\n"
+        f"## {layers}\n\n{reports[0].to_markdown()}\n\n![layers](layers.png)\n\n"
+        "![connections per input](inputs.png)\n",
+    )
+    print(f"\nReport, figures and parameters: {folder.path}")
+
+
+def _first_mask(trained: Trained, path: str) -> np.ndarray:
+    masks = scl_jax.binary_masks(trained.trained)
+    for key in path.split("/"):
+        masks = masks[key]
+    return np.asarray(masks)
+
+
+def _failed(error: Exception, debug: bool) -> int:
+    if debug:
+        raise error
+    kind = "" if isinstance(error, EXPECTED) else f"unexpected {type(error).__name__}, "
+    _say(f"Error: {kind}{error} (--debug shows the traceback)")
+    return 1
+
+
+def _say(message: str) -> None:
+    """Print a paragraph on the error stream, clear of a progress bar."""
+    print(f"\n{textwrap.fill(message, 88)}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

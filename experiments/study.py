@@ -1,0 +1,180 @@
+"""Choose penalties on the validation split, then test once: the README's numbers.
+
+python -m experiments.study mnist5k_lenet300
+
+Every run is written to experiments/results/NAME.json as soon as it is done, under
+a key that says what it is, so that a study can be killed and started again.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments import configs
+from experiments.config import Config, Study
+from experiments.data import Dataset, load
+from experiments.outcome import make_result, mean_std
+from experiments.record import versions
+from experiments.train import config_seeds, train
+
+RESULTS = Path(__file__).parent / "results"
+
+
+class Book:
+    """The runs of a study by key, in one JSON file that is always whole."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.content: dict[str, Any] = {"runs": {}}
+        if path.exists():
+            self.content = json.loads(path.read_text())
+
+    def save(self, **entries: Any) -> None:
+        """Add entries and replace the file at once."""
+        self.content.update(entries)
+        draft = self.path.with_suffix(".draft")
+        draft.write_text(json.dumps(self.content, indent=1) + "\n")
+        os.replace(draft, self.path)
+
+    def run(
+        self, stage: str, method: str, config: Config, data: Dataset, seeds: range
+    ) -> list[dict[str, Any]]:
+        """Return the records of a config's seeds; train those that are missing."""
+        split = data.test if stage == "test" else data.validation
+        keys = {seed: _key(stage, method, config, seed) for seed in seeds}
+        runs = self.content["runs"]
+        missing = [seed for seed, key in keys.items() if key not in runs]
+        for trained in train(config, data, method, seeds=missing):
+            result = make_result(config, trained, split)
+            runs[keys[trained.seed]] = {
+                **dataclasses.asdict(result),
+                "stage": stage,
+                "penalty": config.penalty if method == "scl" else None,
+                "learning_rate": config.learning_rate,
+                "epoch_seconds": [round(m.seconds, 4) for m in trained.history],
+            }
+            self.save()
+            print(
+                f"{keys[trained.seed]}: accuracy {result.accuracy:.4f}, "
+                f"sparsity {result.sparsity:.4f}",
+                flush=True,
+            )
+        return [runs[key] for key in keys.values()]
+
+
+def _key(stage: str, method: str, config: Config, seed: int) -> str:
+    penalty = f" penalty={config.penalty:g}" if method == "scl" else ""
+    rate = f" learning_rate={config.learning_rate:g}"
+    return f"{stage} {method}{penalty}{rate} seed={seed}"
+
+
+def run_study(
+    name: str, *, data_dir: str | None = None, folder: Path = RESULTS
+) -> None:
+    """Run a study, or what is missing of it, and write down what it came to.
+
+    On the validation split, dense chooses its learning rate and SCL, for each
+    target sparsity, the penalty with the best accuracy among those that reach it.
+    Then both train on training and validation examples together, and see the test
+    set once. Dense is also tested with the learning rate of SCL.
+    """
+    config, study = configs.load_config(name), configs.load_study(name)
+    book = Book(folder / f"{name}.json")
+    book.save(
+        name=name, config=dataclasses.asdict(config), study=dataclasses.asdict(study)
+    )
+
+    data = load(config.dataset, validation=config.validation, data_dir=data_dir)
+    choosing = range(1000, 1000 + study.seeds)  # seeds that are not tested
+    penalties, rate = _choose(book, config, study, data, choosing)
+
+    final = dataclasses.replace(config, validation=0)
+    everything = load(config.dataset, validation=0, data_dir=data_dir)
+    seeds = config_seeds(config)
+    rows = []
+    for learning_rate in dict.fromkeys((config.learning_rate, rate)):
+        settings = dataclasses.replace(final, learning_rate=learning_rate)
+        records = book.run("test", "dense", settings, everything, seeds)
+        rows.append(_summary("dense", None, records))
+    for target, penalty in penalties.items():
+        settings = dataclasses.replace(final, penalty=penalty)
+        records = book.run("test", "scl", settings, everything, seeds)
+        rows.append(_summary("scl", target, records))
+    book.save(summary=rows, versions=versions())
+
+
+def _choose(
+    book: Book, config: Config, study: Study, data: Dataset, seeds: range
+) -> tuple[dict[float, float], float]:
+    """Return the penalty for each target, and the dense learning rate."""
+
+    def validate(method: str, **settings: float) -> tuple[float, float]:
+        changed = dataclasses.replace(config, **settings)
+        records = book.run("validation", method, changed, data, seeds)
+        return _mean(records, "accuracy"), _sparsity(records)[0]
+
+    dense = {
+        rate: validate("dense", learning_rate=rate)[0] for rate in study.learning_rates
+    }
+    scl = {penalty: validate("scl", penalty=penalty) for penalty in study.penalties}
+    penalties = {}
+    for target in study.targets:
+        reaching = [p for p, (_, sparsity) in scl.items() if sparsity >= target]
+        if not reaching:
+            raise ValueError(
+                f"no penalty of the study reaches a sparsity of {target} on "
+                "validation; add a larger one"
+            )
+        penalties[target] = max(reaching, key=lambda penalty: scl[penalty][0])
+    return penalties, max(dense, key=lambda rate: dense[rate])
+
+
+def _summary(
+    method: str, target: float | None, records: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """Return one row of the README's table."""
+    accuracy, accuracy_std = mean_std([record["accuracy"] for record in records])
+    sparsity, sparsity_std = _sparsity(records)
+    return {
+        "method": method,
+        "target": target,
+        "penalty": records[0]["penalty"],
+        "learning_rate": records[0]["learning_rate"],
+        "seeds": [record["seed"] for record in records],
+        "accuracy": accuracy,
+        "accuracy_std": accuracy_std,
+        "sparsity": sparsity,
+        "sparsity_std": sparsity_std,
+        "nnz": _mean(records, "nnz"),
+        "macs_remaining": _mean(records, "macs_remaining"),
+        "seconds": _mean(records, "seconds"),
+    }
+
+
+def _mean(records: Iterable[dict[str, Any]], field: str) -> float:
+    return mean_std([record[field] for record in records])[0]
+
+
+def _sparsity(records: Iterable[dict[str, Any]]) -> tuple[float, float]:
+    return mean_std([1 - record["nnz"] / record["weights"] for record in records])
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.study", description=run_study.__doc__
+    )
+    parser.add_argument("name", choices=configs.names())
+    parser.add_argument("--data-dir", help="folder of prepared TFDS data sets")
+    arguments = parser.parse_args(argv)
+    run_study(arguments.name, data_dir=arguments.data_dir)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,486 @@
+"""Each feature's slice of the mask gradients is divided by its norm."""
+
+import re
+
+import chex
+import flax.linen as nn
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import strategies as st
+
+import scl_jax
+from scl_jax import MaskedParams, mask_params, normalize_by_feature
+
+NORMS = ["rms", "l2", "max", "none"]
+
+
+def numpy_normalized(g, feature_axes, norm):
+    """Normalize in float64, feature by feature, in a Python loop."""
+    g = np.asarray(g).astype(np.float64)
+    axes = [axis % g.ndim for axis in np.atleast_1d(feature_axes)]
+    result = np.empty_like(g)
+    for feature in np.ndindex(*(g.shape[axis] for axis in axes)):
+        index = [slice(None)] * g.ndim
+        for axis, i in zip(axes, feature, strict=True):
+            index[axis] = i
+        part = g[tuple(index)]
+        size = {
+            "rms": np.sqrt(np.mean(part**2)),
+            "l2": np.sqrt(np.sum(part**2)),
+            "max": np.max(np.abs(part)),
+            "none": 1.0,
+        }[norm]
+        result[tuple(index)] = part / size if size > 0 else part
+    return result
+
+
+def normalized(g, feature_axes=-1, norm="rms"):
+    """Normalize one leaf; eagerly."""
+    tx = normalize_by_feature(feature_axes, norm=norm)
+    return tx.update({"kernel": g}, tx.init({"kernel": g}))[0]["kernel"]
+
+
+def gradients(*shape, seed=0, dtype=jnp.float32):
+    """Gradients whose features differ in size by orders of magnitude."""
+    rng = np.random.default_rng(seed)
+    g = rng.normal(size=shape) * 10.0 ** rng.integers(-4, 4, size=shape[-1:])
+    return jnp.asarray(g, dtype)
+
+
+# Feature axes
+
+KERNELS = {
+    "dense": ((7, 5), -1),
+    "conv1d": ((3, 4, 5), -1),
+    "conv2d": ((3, 2, 4, 5), -1),
+    "conv3d": ((3, 2, 2, 4, 5), -1),
+    "depthwise": ((3, 3, 1, 6), -1),
+    "attention_qkv": ((6, 2, 4), (-2, -1)),
+    "attention_out": ((2, 4, 6), -1),
+    "conv_transpose_transposed": ((3, 3, 5, 4), -2),
+    "equinox_linear": ((5, 7), 0),
+    "equinox_conv": ((5, 4, 3, 3), 0),
+    "stacked_dense": ((3, 7, 5), (0, -1)),
+    "stacked_equinox": ((3, 5, 7), (0, 1)),
+    "vector": ((5,), -1),
+    "every_axis": ((3, 4), (0, 1)),
+}
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(("shape", "axes"), KERNELS.values(), ids=[*map(str, KERNELS)])
+def test_feature_slices_have_norm_one_as_in_numpy(shape, axes, norm):
+    g = gradients(*shape)
+    got = normalized(g, axes, norm)
+    assert got.dtype == jnp.float32
+    np.testing.assert_allclose(got, numpy_normalized(g, axes, norm), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("axes", "same"),
+    [((-2, -1), (-1, -2)), ((1, 2), (-2, -1)), (-1, (-1,)), (np.int64(2), -1)],
+)
+def test_feature_axes_may_be_spelled_in_any_order_and_sign(axes, same):
+    g = gradients(6, 2, 4)
+    np.testing.assert_array_equal(normalized(g, axes), normalized(g, same))
+
+
+def test_no_feature_axis_means_one_norm_for_the_whole_leaf():
+    g = gradients(3, 4)
+    expected = np.asarray(g, np.float64) / np.sqrt(np.mean(np.float64(g) ** 2))
+    np.testing.assert_allclose(normalized(g, ()), expected, rtol=1e-5)
+
+
+def test_feature_axes_may_depend_on_path_and_leaf():
+    seen = []
+
+    def feature_axes(path, leaf):
+        seen.append((path, leaf.shape))
+        if "query" in path:
+            return (-2, -1)
+        return 0 if path.startswith("layers/") else -1
+
+    tree = {
+        "attention": {"query": gradients(6, 2, 4), "out": gradients(2, 4, 6)},
+        "layers": [gradients(5, 7, seed=1)],
+    }
+    tx = normalize_by_feature(feature_axes)
+    updates, _ = tx.update(tree, optax.EmptyState())
+    expected = {
+        "attention": {
+            "query": numpy_normalized(tree["attention"]["query"], (1, 2), "rms"),
+            "out": numpy_normalized(tree["attention"]["out"], 2, "rms"),
+        },
+        "layers": [numpy_normalized(tree["layers"][0], 0, "rms")],
+    }
+    chex.assert_trees_all_close(updates, expected, rtol=1e-5)
+    assert seen == [
+        ("attention/out", (2, 4, 6)),
+        ("attention/query", (6, 2, 4)),
+        ("layers/0", (5, 7)),
+    ]
+
+
+def test_feature_axes_fit_the_kernels_of_linen_attention():
+    attention = nn.MultiHeadDotProductAttention(num_heads=2, qkv_features=8)
+    params = jax.eval_shape(attention.init, jax.random.key(0), jnp.ones((1, 3, 6)))
+    shapes = {k: v["kernel"].shape for k, v in params["params"].items()}
+    assert shapes == {
+        "query": (6, 2, 4),
+        "key": (6, 2, 4),
+        "value": (6, 2, 4),
+        "out": (2, 4, 6),
+    }
+
+
+# Numbers
+
+
+def test_rms_is_the_default_norm():
+    g = gradients(7, 5)
+    np.testing.assert_array_equal(normalized(g), normalized(g, -1, "rms"))
+    np.testing.assert_allclose(
+        np.sqrt(np.mean(np.square(normalized(g)), axis=0)), np.ones(5), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("norm", ["rms", "l2"])
+def test_squares_are_summed_in_float32(norm, dtype):
+    # A bfloat16 sum of ones stops at 256: the rms of 4096 would be 1/4, not 1.
+    # In float16 the square of 300 is infinite already.
+    g = jnp.full((4096, 2), 300.0, dtype)
+    got = normalized(g, norm=norm)
+    assert got.dtype == dtype
+    expected = numpy_normalized(g, -1, norm)
+    rtol = 2 * float(jnp.finfo(dtype).eps)
+    np.testing.assert_allclose(np.asarray(got).astype(np.float64), expected, rtol=rtol)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("norm", NORMS)
+def test_update_has_the_dtype_of_its_gradient(norm, dtype):
+    g = gradients(6, 4, dtype=dtype)
+    got = normalized(g, norm=norm)
+    assert got.dtype == dtype
+    rtol = 4 * float(jnp.finfo(dtype).eps)
+    np.testing.assert_allclose(
+        np.asarray(got).astype(np.float64),
+        numpy_normalized(g, -1, norm),
+        rtol=rtol,
+        atol=float(jnp.finfo(dtype).smallest_subnormal),
+    )
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_feature_without_gradient_stays_zero(norm):
+    g = gradients(7, 5).at[:, 2].set(0.0).at[0, 2].set(-0.0)
+    got = normalized(g, norm=norm)
+    assert got[:, 2].tolist() == [0.0] * 7
+    np.testing.assert_allclose(got, numpy_normalized(g, -1, norm), rtol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("norm", NORMS)
+def test_nan_and_infinity_show_in_their_feature_and_no_other(norm, bad):
+    g = gradients(7, 5)
+    got = np.asarray(normalized(g.at[3, 2].set(bad), norm=norm))
+    assert not np.isfinite(got[3, 2])
+    others = [0, 1, 3, 4]
+    np.testing.assert_array_equal(got[:, others], normalized(g, norm=norm)[:, others])
+
+
+@pytest.mark.parametrize("norm", ["rms", "l2", "max"])
+@pytest.mark.parametrize("size", [1e20, 1e30, 3e38])
+def test_gradient_whose_square_overflows_never_becomes_zero_in_silence(size, norm):
+    g = jnp.float32([[size, 1.0], [-size, 1.0], [size / 2, 1.0]])
+    got = np.asarray(normalized(g, norm=norm))
+    expected = numpy_normalized(g, -1, norm)
+    shows = np.isnan(got[:, 0]).all()
+    assert shows or np.allclose(got[:, 0], expected[:, 0], rtol=1e-5)
+    np.testing.assert_allclose(got[:, 1], expected[:, 1], rtol=1e-5)
+
+
+def test_gradient_whose_square_underflows_is_left_as_it_is():
+    g = jnp.float32([[1e-25, 2.0], [-1e-25, 2.0]])
+    np.testing.assert_array_equal(normalized(g), np.float32([[1e-25, 1], [-1e-25, 1]]))
+
+
+@pytest.mark.parametrize("norm", ["rms", "l2", "max"])
+def test_scale_of_a_feature_does_not_matter(norm):
+    normalize = jax.jit(lambda g: normalized(g, -1, norm))
+
+    @hypothesis.given(
+        st.integers(0, 1000),
+        st.lists(st.integers(-20, 20), min_size=5, max_size=5),
+    )
+    def check(seed, powers):
+        g = np.random.default_rng(seed).normal(size=(7, 5)).astype(np.float32)
+        # Powers of two: no bit of a number changes but its exponent.
+        scaled = np.ldexp(g, np.array([powers]))
+        np.testing.assert_allclose(normalize(scaled), normalize(g), rtol=1e-6)
+
+    check()
+
+
+@pytest.mark.parametrize("norm", ["rms", "l2", "max"])
+def test_normalizing_twice_changes_nothing_and_signs_are_kept(norm):
+    g = gradients(7, 5)
+    once = normalized(g, norm=norm)
+    np.testing.assert_allclose(normalized(once, norm=norm), once, rtol=1e-5)
+    np.testing.assert_array_equal(np.sign(once), np.sign(g))
+
+
+def test_norm_none_is_the_identity():
+    g = gradients(7, 5)
+    np.testing.assert_array_equal(normalized(g, norm="none"), g)
+
+
+# Inside Optax
+
+
+def masks_and_gradients():
+    params = {"dense": {"kernel": jnp.ones((7, 5)), "bias": jnp.ones(5)}}
+    masks = mask_params(params).masks
+    return masks, {"dense": {"kernel": gradients(7, 5), "bias": None}}
+
+
+def test_transform_is_stateless_and_needs_no_params():
+    masks, g = masks_and_gradients()
+    tx = normalize_by_feature()
+    state = tx.init(masks)
+    assert state == optax.EmptyState()
+    updates, new_state = tx.update(g, state)
+    assert new_state == optax.EmptyState()
+    chex.assert_trees_all_equal(updates, tx.update(g, state, masks)[0])
+    assert updates["dense"]["bias"] is None
+
+
+def test_init_works_on_shapes():
+    shapes, _ = jax.eval_shape(masks_and_gradients)
+    assert isinstance(shapes["dense"]["kernel"], jax.ShapeDtypeStruct)
+    assert normalize_by_feature().init(shapes) == optax.EmptyState()
+    with pytest.raises(ValueError, match="out of range for dense/kernel"):
+        normalize_by_feature(2).init(shapes)
+
+
+def numpy_updates(g):
+    return {
+        "dense": {
+            "kernel": numpy_normalized(g["dense"]["kernel"], -1, "rms"),
+            "bias": None,
+        }
+    }
+
+
+def test_inside_chain():
+    masks, g = masks_and_gradients()
+    tx = optax.chain(normalize_by_feature(), optax.sgd(0.5))
+    updates, _ = tx.update(g, tx.init(masks), masks)
+    expected = jax.tree.map(lambda u: -0.5 * u, numpy_updates(g))
+    chex.assert_trees_all_close(updates, expected, rtol=1e-5)
+
+
+def test_inside_optax_partition_and_masked():
+    masks, g = masks_and_gradients()
+    tree, grads = {"a": masks, "b": masks}, {"a": g, "b": g}
+    for tx in (
+        optax.partition(
+            {"scl": normalize_by_feature(), "zero": optax.set_to_zero()},
+            {"a": "scl", "b": "zero"},
+        ),
+        optax.chain(
+            optax.masked(normalize_by_feature(), {"a": True, "b": False}),
+            optax.masked(optax.set_to_zero(), {"a": False, "b": True}),
+        ),
+    ):
+        updates, _ = tx.update(grads, tx.init(tree), tree)
+        zero = jax.tree.map(jnp.zeros_like, g)
+        expected = {"a": numpy_updates(g), "b": zero}
+        chex.assert_trees_all_close(updates, expected, rtol=1e-5)
+
+
+def test_inside_multi_steps_it_sees_the_averaged_gradient():
+    masks, g = masks_and_gradients()
+    other = jax.tree.map(lambda leaf: jnp.flip(leaf, 0) * 3, g)
+    tx = optax.MultiSteps(normalize_by_feature(), every_k_schedule=2)
+    state = tx.init(masks)
+    updates, state = tx.update(g, state, masks)
+    assert not np.asarray(updates["dense"]["kernel"]).any()
+    updates, state = tx.update(other, state, masks)
+    mean = jax.tree.map(lambda a, b: (a + b) / 2, g, other)
+    chex.assert_trees_all_close(updates, numpy_updates(mean), rtol=1e-4)
+    apart = jax.tree.map(
+        lambda a, b: (a + b) / 2, numpy_updates(g), numpy_updates(other)
+    )
+    assert not np.allclose(updates["dense"]["kernel"], apart["dense"]["kernel"])
+
+
+def test_inside_inject_hyperparams():
+    masks, g = masks_and_gradients()
+
+    def make(learning_rate):
+        return optax.chain(normalize_by_feature(), optax.sgd(learning_rate))
+
+    tx = optax.inject_hyperparams(make)(learning_rate=0.5)
+    state = tx.init(masks)
+    state.hyperparams["learning_rate"] = jnp.float32(0.25)
+    updates, _ = jax.jit(tx.update)(g, state, masks)
+    expected = jax.tree.map(lambda u: -0.25 * u, numpy_updates(g))
+    chex.assert_trees_all_close(updates, expected, rtol=1e-5)
+
+    static = optax.inject_hyperparams(normalize_by_feature, "feature_axes")(-1)
+    updates, _ = jax.jit(static.update)(g, static.init(masks), masks)
+    chex.assert_trees_all_close(updates, numpy_updates(g), rtol=1e-5)
+
+
+def test_extra_arguments_are_accepted_and_ignored():
+    masks, g = masks_and_gradients()
+    tx = optax.with_extra_args_support(normalize_by_feature())
+    updates, _ = tx.update(g, tx.init(masks), masks, value=1.0, surprise="yes")
+    chex.assert_trees_all_close(updates, numpy_updates(g), rtol=1e-5)
+    chained = optax.chain(normalize_by_feature(), optax.identity())
+    updates, _ = chained.update(g, chained.init(masks), masks, value=jnp.ones(()))
+    chex.assert_trees_all_close(updates, numpy_updates(g), rtol=1e-5)
+
+
+def test_one_compilation_under_jit():
+    masks, g = masks_and_gradients()
+    tx = normalize_by_feature()
+    chex.clear_trace_counter()
+    update = jax.jit(chex.assert_max_traces(tx.update, n=1))
+    state = jax.jit(tx.init)(masks)
+    for factor in (1.0, 2.0, 3.0):
+        updates, state = update(jax.tree.map(lambda x: factor * x, g), state)  # noqa: B023
+        chex.assert_trees_all_close(updates, numpy_updates(g), rtol=1e-5)
+
+
+def test_under_vmap_and_scan():
+    g = jnp.stack([gradients(7, 5, seed=seed) for seed in range(3)])
+    tx = normalize_by_feature()
+    expected = np.stack([numpy_normalized(one, -1, "rms") for one in g])
+    vmapped, _ = jax.vmap(tx.update, in_axes=(0, None))({"k": g}, tx.init({"k": g[0]}))
+    np.testing.assert_allclose(vmapped["k"], expected, rtol=1e-5)
+
+    def body(state, one):
+        updates, state = tx.update({"k": one}, state)
+        return state, updates["k"]
+
+    _, scanned = jax.lax.scan(body, tx.init({"k": g[0]}), g)
+    np.testing.assert_allclose(scanned, expected, rtol=1e-5)
+
+
+def test_weights_gradients_of_a_whole_masked_params_are_untouched():
+    params = {"kernel": gradients(7, 5), "bias": jnp.ones(5)}
+    g = MaskedParams(params, {"kernel": gradients(7, 5, seed=1), "bias": None})
+    for tx in (normalize_by_feature(), optax.chain(normalize_by_feature())):
+        updates, _ = tx.update(g, tx.init(g), g)
+        assert isinstance(updates, MaskedParams)
+        chex.assert_trees_all_equal(updates.weights, params)
+        expected = numpy_normalized(g.masks["kernel"], -1, "rms")
+        np.testing.assert_allclose(updates.masks["kernel"], expected, rtol=1e-5)
+        assert updates.masks["bias"] is None
+
+
+def test_a_bias_too_small_for_the_axes_is_no_matter_where_it_is_not_masked():
+    params = {"kernel": gradients(6, 2, 4), "bias": jnp.ones(4)}
+    g = MaskedParams(params, {"kernel": gradients(6, 2, 4), "bias": None})
+    tx = normalize_by_feature((-3, -1))
+    updates, _ = tx.update(g, tx.init(g))
+    expected = numpy_normalized(g.masks["kernel"], (0, 2), "rms")
+    np.testing.assert_allclose(updates.masks["kernel"], expected, rtol=1e-5)
+
+
+def test_weights_of_a_masked_params_inside_a_tree_are_untouched():
+    # A trainer of two networks holds {"actor": MaskedParams, "critic": MaskedParams}.
+    g = {"actor": MaskedParams({"kernel": jnp.full((2, 2), 3.0)}, {"kernel": None})}
+    tx = normalize_by_feature()
+    updates, _ = tx.update(g, tx.init(g))
+    chex.assert_trees_all_equal(updates, g)
+
+
+# Bad input
+
+
+def both(tx, tree):
+    """Call init, then update, which must raise the same."""
+    with pytest.raises((TypeError, ValueError)) as at_init:
+        tx.init(tree)
+    with pytest.raises(type(at_init.value)) as at_update:
+        tx.update(tree, optax.EmptyState())
+    assert str(at_init.value) == str(at_update.value)
+    raise at_init.value
+
+
+@pytest.mark.parametrize("axes", [2, -3, (0, 2), (-1, 5)])
+def test_feature_axis_out_of_range_is_refused_by_path(axes):
+    match = re.escape(
+        f"normalize_by_feature: feature axes {axes} are out of range for "
+        "dense/kernel of shape (7, 5)"
+    )
+    with pytest.raises(ValueError, match=match):
+        both(normalize_by_feature(axes), {"dense": {"kernel": gradients(7, 5)}})
+
+
+def test_feature_axis_of_a_scalar_is_out_of_range():
+    with pytest.raises(ValueError, match=r"out of range for scale of shape \(\)"):
+        both(normalize_by_feature(), {"scale": jnp.ones(())})
+
+
+@pytest.mark.parametrize("axes", [(0, 0), (-1, 1), (0, 1, -2)])
+def test_feature_axis_given_twice_is_refused_by_path(axes):
+    match = re.escape(
+        f"feature axes {axes} name an axis of dense/kernel of shape (7, 5) twice"
+    )
+    with pytest.raises(ValueError, match=match):
+        both(normalize_by_feature(axes), {"dense": {"kernel": gradients(7, 5)}})
+
+
+@pytest.mark.parametrize("norm", ["L2", "", None, "unknown"])
+def test_unknown_norm_is_refused_when_the_transform_is_made(norm):
+    match = f"norm must be one of rms, l2, max, none; got {norm!r}"
+    with pytest.raises(ValueError, match=match):
+        normalize_by_feature(norm=norm)
+
+
+@pytest.mark.parametrize("axes", ["-1", None, 1.0, [0, 1], (0, "1"), ((0,),)])
+def test_feature_axes_that_are_no_ints_are_refused_when_made(axes):
+    match = "normalize_by_feature: feature_axes must be an int or a tuple of ints"
+    with pytest.raises(TypeError, match=match):
+        normalize_by_feature(axes)
+
+
+@pytest.mark.parametrize("axes", [None, 1.0, [0, 1], "x"])
+def test_feature_axes_function_that_returns_no_ints_is_refused_by_path(axes):
+    tx = normalize_by_feature(lambda path, leaf: axes)
+    tree = {"dense": {"kernel": gradients(7, 5)}}
+    with pytest.raises(TypeError, match="must be an int or a tuple of ints"):
+        both(tx, tree)
+    with pytest.raises(TypeError, match="dense/kernel"):
+        tx.init(tree)
+
+
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.bool_, jnp.complex64])
+def test_gradient_that_is_not_floating_is_refused_by_path(dtype):
+    match = f"gradients must be floating; dense/kernel is {dtype.dtype}"
+    with pytest.raises(TypeError, match=match):
+        both(normalize_by_feature(), {"dense": {"kernel": jnp.ones((7, 5), dtype)}})
+
+
+def test_every_norm_is_normalized_in_the_public_composition():
+    # partition hands normalize_by_feature the bare masks, whatever the norm.
+    masked = mask_params({"kernel": jnp.ones((7, 5)), "bias": jnp.ones(5)})
+    g = MaskedParams(
+        {"kernel": gradients(7, 5), "bias": jnp.ones(5)},
+        {"kernel": gradients(7, 5, seed=1), "bias": None},
+    )
+    for norm in NORMS:
+        tx = scl_jax.partition(optax.identity(), normalize_by_feature(norm=norm))
+        updates, _ = tx.update(g, tx.init(masked), masked)
+        chex.assert_trees_all_equal(updates.weights, g.weights)
+        expected = numpy_normalized(g.masks["kernel"], -1, norm)
+        np.testing.assert_allclose(updates.masks["kernel"], expected, rtol=1e-5)
