@@ -11,7 +11,7 @@ CONFIG = Config(
     validation=200,
     epochs=40,
     batch_size=64,
-    penalty=1.1e-6,
+    penalty=1.2e-6,
     seeds=3,
 )
 STUDY = Study(

@@ -1,0 +1,109 @@
+"""Write the README's results from the committed files in experiments/results.
+
+python -m experiments.tables
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from experiments import configs
+from experiments.outcome import as_markdown
+from experiments.study import RESULTS
+
+README = Path(__file__).parent.parent / "README.md"
+_START, _END = "<!-- results -->", "<!-- /results -->"
+
+
+def render(folder: Path = RESULTS) -> str:
+    """Return the results in Markdown: a table for each finished study, the costs."""
+    parts = [_study(json.loads(path.read_text())) for path in _studies(folder)]
+    bench = folder / "bench.json"
+    if bench.exists():
+        parts.append(_bench(json.loads(bench.read_text())))
+    return "\n\n".join(parts)
+
+
+def between_markers(text: str) -> str:
+    """Return what the README has between its markers.
+
+    Raises:
+      ValueError: if it has not both markers.
+    """
+    if _START not in text or _END not in text:
+        raise ValueError(f"README.md must contain {_START} and {_END}")
+    return text.partition(_START)[2].partition(_END)[0].strip()
+
+
+def _studies(folder: Path) -> list[Path]:
+    paths = [folder / f"{name}.json" for name in configs.names()]
+    return [path for path in paths if path.exists()]
+
+
+def _study(book: dict[str, Any]) -> str:
+    config, versions, rows = book["config"], book["versions"], book["summary"]
+    cells = [
+        [
+            "method",
+            "penalty",
+            "test accuracy (%)",
+            "sparsity",
+            "connections",
+            "MACs",
+        ]
+    ]
+    for row in rows:
+        method = {"dense": "dense", "scl": "SCL"}[row["method"]]
+        if row["learning_rate"] != config["learning_rate"]:
+            method += f", learning rate {row['learning_rate']:g}"
+        cells.append(
+            [
+                method,
+                "" if row["penalty"] is None else f"{row['penalty']:g}",
+                f"{100 * row['accuracy']:.2f} ± {100 * row['accuracy_std']:.2f}",
+                f"{row['sparsity']:.4f} ± {row['sparsity_std']:.4f}",
+                f"{row['nnz']:,.0f}",
+                f"{row['macs_remaining']:,.0f}",
+            ]
+        )
+    seeds = len(rows[0]["seeds"])
+    return (
+        f"**{configs.summary(book['name'])}** {config['epochs']} epochs, {seeds} "
+        f"seeds, {versions['device']}, jax {versions['jax']}; "
+        f"`python -m experiments.study {book['name']}`\n\n"
+        f"{as_markdown(cells)}"
+    )
+
+
+def _bench(bench: dict[str, Any]) -> str:
+    cells = [["network", "batch", "dense step", "SCL step", "SCL / dense", "spread"]]
+    for row in bench["steps"]:
+        cells.append(
+            [
+                row["network"],
+                str(row["batch"]),
+                f"{row['dense_us'] / 1000:.2f} ms",
+                f"{row['scl_us'] / 1000:.2f} ms",
+                f"{row['ratio']:.2f}",
+                "{:.2f} to {:.2f}".format(*row["ratio_spread"]),
+            ]
+        )
+    versions = bench["versions"]
+    return (
+        f"**What a training step costs.** float32, {versions['device']}, jax "
+        f"{versions['jax']}, median of {bench['steps'][0]['repeats']} repeats; "
+        f"`make bench`\n\n{as_markdown(cells)}"
+    )
+
+
+def main() -> None:
+    """Put the results into the README."""
+    text = README.read_text()
+    between_markers(text)
+    head, _, rest = text.partition(_START)
+    tail = rest.partition(_END)[2]
+    README.write_text(f"{head}{_START}\n\n{render()}\n\n{_END}{tail}")
+
+
+if __name__ == "__main__":
+    main()
