@@ -87,19 +87,22 @@ def comparison(results: Sequence[Result]) -> list[list[str]]:
     rows = []
     for method in dict.fromkeys(result.method for result in results):
         own = [result for result in results if result.method == method]
-        accuracy, accuracy_std = mean_std([100 * r.accuracy for r in own])
-        sparsity, sparsity_std = mean_std([r.sparsity for r in own])
         rows.append(
             [
                 method,
                 str(len(own)),
-                f"{accuracy:.2f} ± {accuracy_std:.2f}",
-                f"{sparsity:.4f} ± {sparsity_std:.4f}",
+                _spread([100 * r.accuracy for r in own], ".2f"),
+                _spread([r.sparsity for r in own], ".4f"),
                 f"{statistics.fmean(r.nnz for r in own):,.0f}",
                 f"{statistics.fmean(r.macs_remaining for r in own):,.0f}",
             ]
         )
     return [header, *rows]
+
+
+def _spread(values: Sequence[float], form: str) -> str:
+    mean, std = mean_std(values)
+    return f"{mean:{form}} ± {std:{form}}" if len(values) > 1 else f"{mean:{form}}"
 
 
 def as_text(cells: Sequence[Sequence[str]]) -> str:
