@@ -25,6 +25,8 @@ class Config:
 
     dataset: Literal["mnist5k", "mnist", "fashion_mnist"]
     model: Literal["lenet300", "lenet5"]
+    # What the network sees: pixels from 0 to 1, or with mean 0 and deviation 1.
+    pixels: Literal["unit", "standardized"] = "standardized"
     # Training examples held out for validation, a multiple of 10 (the classes).
     validation: int = _number(0, 0, 60_000)
 

@@ -148,17 +148,18 @@ def make_network(config: Config) -> Network:
     """Return the network of a config, from bytes to logits; equal ones are shared."""
     model = MODELS[config.model]()
 
-    mean, deviation = PIXELS[config.dataset]
+    standardized = config.pixels == "standardized"
+    mean, deviation = PIXELS[config.dataset] if standardized else (0.0, 1.0)
 
-    def standardized(images):
+    def as_input(images):
         return (images.astype(jnp.float32) / 255 - mean) / deviation
 
     def init(key):
         images = jnp.zeros((1, *IMAGE_SHAPE), jnp.uint8)
-        return model.init(key, standardized(images))["params"]
+        return model.init(key, as_input(images))["params"]
 
     def apply(params, images) -> Any:
-        return model.apply({"params": params}, standardized(images))
+        return model.apply({"params": params}, as_input(images))
 
     return Network(init, apply)
 
