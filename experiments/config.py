@@ -2,14 +2,32 @@
 
 import dataclasses
 import re
-from typing import Any, Literal
+from numbers import Real
+from typing import Any, Literal, get_args
 
 import scl_jax
 
 
-def _number(default: Any, low: float, high: float, *, above: bool = False) -> Any:
-    """Return a field with the range [low, high), or (low, high) if `above`."""
-    metadata = {"low": low, "high": high, "above": above}
+@dataclasses.dataclass(frozen=True)
+class _Range:
+    """An interval of numbers: "[" and "]" are ends that belong to it."""
+
+    low: float
+    high: float
+    ends: str
+
+    def __contains__(self, x: float) -> bool:
+        above = self.low <= x if self.ends[0] == "[" else self.low < x
+        below = x <= self.high if self.ends[1] == "]" else x < self.high
+        return above and below
+
+    def __str__(self) -> str:
+        return f"{self.ends[0]}{self.low}, {self.high}{self.ends[1]}"
+
+
+def _number(default: Any, low: float, high: float, ends: str = "[)") -> Any:
+    """Return a dataclass field with a range."""
+    metadata = {"range": _Range(low, high, ends)}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -32,27 +50,25 @@ class Config:
 
     epochs: int = _number(20, 1, 100_000)
     batch_size: int = _number(128, 1, 100_000)  # examples
-    learning_rate: float = _number(0.1, 0, 100, above=True)  # cosine decay to 0
+    learning_rate: float = _number(0.1, 0, 100, "()")  # cosine decay to 0
     momentum: float = _number(0.9, 0, 1)
     weight_decay: float = _number(0.0, 0, 1)  # on kernels, coupled
 
     penalty: float = _number(1e-6, 0, 1)  # lambda: loss per connection
     ste: str = "identity"  # or leaky_relu(SLOPE), softplus(SHARPNESS), relu, clipped
     norm: Literal["rms", "l2", "max", "none"] = "rms"  # of mask gradients
-    mask_learning_rate: float = _number(3e-4, 0, 1000, above=True)
+    mask_learning_rate: float = _number(3e-4, 0, 1000, "()")
     mask_momentum: float = _number(0.9, 0, 1)
     mask_initial: float = _number(0.1, -100, 100)  # start value of mask variables
     # Fraction of the training after which the masks stop moving.
-    freeze_at: float = _number(0.75, 0, 1 + 1e-9, above=True)
+    freeze_at: float = _number(0.75, 0, 1, "(]")
 
     seed: int = _number(0, 0, 2**31)  # the first seed
     seeds: int = _number(1, 1, 1001)  # how many seeds: seed, seed + 1, ...
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if "low" in field.metadata:
-                _check_range(field, value)
+            _check(field, getattr(self, field.name))
         if self.validation % 10:
             raise ValueError(
                 f"validation must be a multiple of 10, the number of classes; "
@@ -78,24 +94,26 @@ class Study:
     seeds: int = 2
 
 
-def _check_range(field: dataclasses.Field, value: Any) -> None:
-    low, high, above = (field.metadata[key] for key in ("low", "high", "above"))
-    whole = field.type is int
-    expected = int if whole else int | float
-    fits = isinstance(value, expected) and not isinstance(value, bool)
-    if fits and low <= value < high and not (above and value == low):
-        return
-    kind = "an integer" if whole else "a number"
-    bounds = f"{'(' if above else '['}{low:g}, {high:g})"
-    raise ValueError(f"{field.name} must be {kind} in {bounds}, got {value!r}")
+def _check(field: dataclasses.Field, value: Any) -> None:
+    """Raise ValueError where a value is not among those that its field may have."""
+    words, allowed = get_args(field.type), field.metadata.get("range")
+    if words and value not in words:
+        known = ", ".join(words)
+        raise ValueError(f"{field.name} must be one of {known}; got {value!r}")
+    if allowed:
+        kind, name = (int, "an integer") if field.type is int else (Real, "a number")
+        fits = isinstance(value, kind) and not isinstance(value, bool)
+        if not (fits and value in allowed):
+            raise ValueError(f"{field.name} must be {name} in {allowed}, got {value!r}")
 
 
-_ESTIMATORS = {
-    "identity": lambda: scl_jax.identity,
-    "leaky_relu": scl_jax.LeakyReLU,
-    "softplus": scl_jax.Softplus,
-    "relu": scl_jax.ReLU,
-    "clipped": scl_jax.Clipped,
+# name -> estimator, and whether it takes a parameter
+_ESTIMATORS: dict[str, tuple[Any, bool]] = {
+    "identity": (lambda: scl_jax.identity, False),
+    "leaky_relu": (scl_jax.LeakyReLU, True),
+    "softplus": (scl_jax.Softplus, True),
+    "relu": (scl_jax.ReLU, False),
+    "clipped": (scl_jax.Clipped, False),
 }
 
 
@@ -113,13 +131,14 @@ def parse_ste(text: str) -> Any:
       >>> parse_ste("leaky_relu(0.2)")
       LeakyReLU(negative_slope=0.2)
     """
-    match = re.fullmatch(r"(\w+)(?:\(([^()]*)\))?", text)
+    match = re.fullmatch(r"(\w+)(?:\(([^()]+)\))?", text) if type(text) is str else None
+    make, takes_parameter = _ESTIMATORS.get(match[1] if match else "", (None, False))
+    if match is None or make is None or (match[2] and not takes_parameter):
+        raise ValueError(
+            "ste must be one of identity, leaky_relu(SLOPE), softplus(SHARPNESS), "
+            f"relu, clipped; got {text!r}"
+        )
     try:
-        if match and match[1] in _ESTIMATORS:
-            return _ESTIMATORS[match[1]](*([float(match[2])] if match[2] else []))
-    except (TypeError, ValueError) as error:
+        return make(float(match[2])) if match[2] else make()
+    except ValueError as error:
         raise ValueError(f"ste {text!r}: {error}") from error
-    raise ValueError(
-        "ste must be one of identity, leaky_relu(SLOPE), softplus(SHARPNESS), relu, "
-        f"clipped; got {text!r}"
-    )

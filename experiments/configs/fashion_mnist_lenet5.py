@@ -1,6 +1,19 @@
 """LeNet-5-Caffe on Fashion-MNIST.
 
-placeholder
+    make train CONFIG=fashion_mnist_lenet5
+
+430,500 kernel weights, 2,293,000 MACs; 20 epochs, five to ten minutes a run on two
+CPU cores. The learning rate 0.1 diverges, dense as well as SCL. With it at 0.03, seen
+on 5,000 validation images, two seeds, one H100:
+
+| penalty | remaining | validation accuracy (%) |
+|--:|--:|--:|
+| dense | 100 % | 91.77 ± 0.55 |
+| 1e-6 | 10.97 % | 91.53 ± 0.35 |
+| 3e-6 | 4.20 % | 91.61 ± 0.37 |
+| 1e-5 | 1.24 % | 90.46 ± 0.08 |
+
+On the test set: not run as a study.
 """
 
 from experiments.config import Config, Study
@@ -8,13 +21,14 @@ from experiments.config import Config, Study
 CONFIG = Config(
     dataset="fashion_mnist",
     model="lenet5",
+    pixels="unit",
     validation=5000,
     epochs=20,
     learning_rate=0.03,
-    penalty=1e-6,
+    penalty=3e-6,
 )
 STUDY = Study(
-    targets=(0.95,),
-    penalties=(1e-6, 3e-6),
-    learning_rates=(0.03,),
+    targets=(0.95, 0.985),
+    penalties=(3e-6, 5e-6, 1e-5),
+    learning_rates=(0.01, 0.03),
 )
