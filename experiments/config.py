@@ -83,14 +83,16 @@ class Study:
 
     Attributes:
       targets: sparsities of the kernels, 0..1, to reach.
-      penalties: the penalties to choose from.
+      penalties: the penalties that SCL chooses from.
       learning_rates: the learning rates that the dense network chooses from.
+      pixels: the scales of the pixels that both choose from.
       seeds: how many seeds choose; the config says how many are tested.
     """
 
     targets: tuple[float, ...]
     penalties: tuple[float, ...]
     learning_rates: tuple[float, ...]
+    pixels: tuple[str, ...] = ("standardized",)
     seeds: int = 2
 
 

@@ -8,6 +8,7 @@ a key that says what it is, so that a study can be killed and started again.
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import sys
@@ -23,6 +24,8 @@ from experiments.record import versions
 from experiments.train import config_seeds, train
 
 RESULTS = Path(__file__).parent / "results"
+
+Settings = dict[str, Any]  # fields of a config that are changed
 
 
 class Book:
@@ -56,6 +59,7 @@ class Book:
                 "stage": stage,
                 "penalty": config.penalty if method == "scl" else None,
                 "learning_rate": config.learning_rate,
+                "pixels": config.pixels,
                 "epoch_seconds": [round(m.seconds, 4) for m in trained.history],
             }
             self.save()
@@ -69,8 +73,8 @@ class Book:
 
 def _key(stage: str, method: str, config: Config, seed: int) -> str:
     penalty = f" penalty={config.penalty:g}" if method == "scl" else ""
-    rate = f" learning_rate={config.learning_rate:g}"
-    return f"{stage} {method}{penalty}{rate} seed={seed}"
+    rest = f"learning_rate={config.learning_rate:g} pixels={config.pixels}"
+    return f"{stage} {method}{penalty} {rest} seed={seed}"
 
 
 def run_study(
@@ -79,59 +83,70 @@ def run_study(
     """Run a study, or what is missing of it, and write down what it came to.
 
     On the validation split, dense chooses its learning rate and SCL, for each
-    target sparsity, the penalty with the best accuracy among those that reach it.
-    Then both train on training and validation examples together, and see the test
-    set once. Dense is also tested with the learning rate of SCL.
+    target sparsity, the penalty with the best accuracy among those that reach it;
+    both choose how the pixels are scaled. Then both train on training and validation
+    examples together, and see the test set once. Dense is tested with the settings
+    of SCL, too.
     """
     config, study = configs.load_config(name), configs.load_study(name)
     book = Book(folder / f"{name}.json")
-    book.save(
-        name=name, config=dataclasses.asdict(config), study=dataclasses.asdict(study)
-    )
+    about = {"config": dataclasses.asdict(config), "study": dataclasses.asdict(study)}
+    book.save(name=name, **about)
 
     data = load(config.dataset, validation=config.validation, data_dir=data_dir)
-    choosing = range(1000, 1000 + study.seeds)  # seeds that are not tested
-    penalties, rate = _choose(book, config, study, data, choosing)
+    dense, scl = _choose(book, config, study, data)
 
-    final = dataclasses.replace(config, validation=0)
     everything = load(config.dataset, validation=0, data_dir=data_dir)
-    seeds = config_seeds(config)
     rows = []
-    for learning_rate in dict.fromkeys((config.learning_rate, rate)):
-        settings = dataclasses.replace(final, learning_rate=learning_rate)
-        records = book.run("test", "dense", settings, everything, seeds)
-        rows.append(_summary("dense", None, records))
-    for target, penalty in penalties.items():
-        settings = dataclasses.replace(final, penalty=penalty)
-        records = book.run("test", "scl", settings, everything, seeds)
-        rows.append(_summary("scl", target, records))
+
+    def test(method: str, target: float | None, settings: Settings) -> None:
+        final = dataclasses.replace(config, validation=0, **settings)
+        records = book.run("test", method, final, everything, config_seeds(config))
+        rows.append(_summary(method, target, records))
+
+    rate = {"learning_rate": config.learning_rate}
+    same = [{"pixels": settings["pixels"], **rate} for settings in scl.values()]
+    for settings in _unique([*same, dense]):
+        test("dense", None, settings)
+    for target, settings in scl.items():
+        test("scl", target, settings)
     book.save(summary=rows, versions=versions())
 
 
 def _choose(
-    book: Book, config: Config, study: Study, data: Dataset, seeds: range
-) -> tuple[dict[float, float], float]:
-    """Return the penalty for each target, and the dense learning rate."""
+    book: Book, config: Config, study: Study, data: Dataset
+) -> tuple[Settings, dict[float, Settings]]:
+    """Return the settings of dense, and those of SCL for each target."""
+    seeds = range(1000, 1000 + study.seeds)  # seeds that are not tested
 
-    def validate(method: str, **settings: float) -> tuple[float, float]:
+    def validate(method: str, settings: Settings) -> tuple[float, float]:
         changed = dataclasses.replace(config, **settings)
         records = book.run("validation", method, changed, data, seeds)
         return _mean(records, "accuracy"), _sparsity(records)[0]
 
-    dense = {
-        rate: validate("dense", learning_rate=rate)[0] for rate in study.learning_rates
-    }
-    scl = {penalty: validate("scl", penalty=penalty) for penalty in study.penalties}
-    penalties = {}
+    def grid(field: str, values: Sequence[float]) -> list[Settings]:
+        pairs = itertools.product(study.pixels, values)
+        return [{"pixels": pixels, field: value} for pixels, value in pairs]
+
+    dense = [
+        (validate("dense", s)[0], s)
+        for s in grid("learning_rate", study.learning_rates)
+    ]
+    tried = [(*validate("scl", s), s) for s in grid("penalty", study.penalties)]
+    scl = {}
     for target in study.targets:
-        reaching = [p for p, (_, sparsity) in scl.items() if sparsity >= target]
+        reaching = [(a, s) for a, sparsity, s in tried if sparsity >= target]
         if not reaching:
             raise ValueError(
                 f"no penalty of the study reaches a sparsity of {target} on "
                 "validation; add a larger one"
             )
-        penalties[target] = max(reaching, key=lambda penalty: scl[penalty][0])
-    return penalties, max(dense, key=lambda rate: dense[rate])
+        scl[target] = max(reaching, key=lambda pair: pair[0])[1]
+    return max(dense, key=lambda pair: pair[0])[1], scl
+
+
+def _unique(many: Iterable[Settings]) -> list[Settings]:
+    return [dict(items) for items in dict.fromkeys(tuple(s.items()) for s in many)]
 
 
 def _summary(
@@ -145,6 +160,7 @@ def _summary(
         "target": target,
         "penalty": records[0]["penalty"],
         "learning_rate": records[0]["learning_rate"],
+        "pixels": records[0]["pixels"],
         "seeds": [record["seed"] for record in records],
         "accuracy": accuracy,
         "accuracy_std": accuracy_std,

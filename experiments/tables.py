@@ -45,6 +45,8 @@ def _study(book: dict[str, Any]) -> str:
     cells = [
         [
             "method",
+            "pixels",
+            "learning rate",
             "penalty",
             "test accuracy (%)",
             "sparsity",
@@ -54,11 +56,11 @@ def _study(book: dict[str, Any]) -> str:
     ]
     for row in rows:
         method = {"dense": "dense", "scl": "SCL"}[row["method"]]
-        if row["learning_rate"] != config["learning_rate"]:
-            method += f", learning rate {row['learning_rate']:g}"
         cells.append(
             [
                 method,
+                row["pixels"],
+                f"{row['learning_rate']:g}",
                 "" if row["penalty"] is None else f"{row['penalty']:g}",
                 f"{100 * row['accuracy']:.2f} ± {100 * row['accuracy_std']:.2f}",
                 f"{row['sparsity']:.4f} ± {row['sparsity_std']:.4f}",

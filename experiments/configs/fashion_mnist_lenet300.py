@@ -18,5 +18,6 @@ STUDY = Study(
     targets=(0.94, 0.988),
     penalties=(1.7e-6, 2e-6, 1.1e-5, 1.2e-5, 1.3e-5),
     learning_rates=(0.03, 0.05, 0.1),
+    pixels=("unit", "standardized"),
     seeds=3,
 )
