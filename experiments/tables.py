@@ -17,7 +17,8 @@ _START, _END = "<!-- results -->", "<!-- /results -->"
 
 def render(folder: Path = RESULTS) -> str:
     """Return the results in Markdown: a table for each finished study, the costs."""
-    parts = [_study(json.loads(path.read_text())) for path in _studies(folder)]
+    books = [json.loads(path.read_text()) for path in _studies(folder)]
+    parts = [_study(book) for book in books if "summary" in book]
     bench = folder / "bench.json"
     if bench.exists():
         parts.append(_bench(json.loads(bench.read_text())))
