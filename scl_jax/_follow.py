@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 
 class Value(NamedTuple):
@@ -54,9 +54,9 @@ def interpret(jaxpr: Jaxpr, args: Sequence[Value], tally: Tally) -> Sequence[Val
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _body(jaxpr: Jaxpr | ClosedJaxpr) -> Jaxpr:
+def _body(jaxpr: Any) -> Jaxpr:
     """Return the program itself; since JAX 0.11 both types are one."""
-    return jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
+    return getattr(jaxpr, "jaxpr", jaxpr)
 
 
 def _leaves(values: Iterable[Value]) -> frozenset[int]:

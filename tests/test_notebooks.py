@@ -1,0 +1,92 @@
+"""What `make notebooks` refuses; the notebooks themselves are not run here."""
+
+import jupytext
+import nbformat
+import pytest
+
+from experiments.notebooks import main
+
+SOURCE = """# %% [markdown]
+# # Title
+
+# %%
+import os
+assert os.listdir() == []
+x = 6
+
+# %%
+open("result.txt", "w").write(str(7 * x))
+"""
+
+
+def write(folder, source, change=lambda notebook: None):
+    """Write a notebook and its pair; `change` edits the pair."""
+    (folder / "one.py").write_text(source)
+    notebook = jupytext.reads(source, fmt="py:percent")
+    notebook = nbformat.from_dict(notebook)
+    change(notebook)
+    nbformat.write(notebook, folder / "one.ipynb")
+
+
+def refusal(folder):
+    with pytest.raises(SystemExit) as refused:
+        main(folder)
+    assert refused.value.code not in (None, 0)
+    return str(refused.value)
+
+
+def test_notebook_runs_in_an_empty_folder_and_leaves_nothing(tmp_path, capsys):
+    write(tmp_path, SOURCE)
+    main(tmp_path)
+    assert capsys.readouterr().out.startswith("one.py: ok")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.ipynb", "one.py"]
+
+
+def test_failing_cell_is_shown(tmp_path):
+    write(tmp_path, SOURCE + "\n# %%\nx / 0\n")
+    message = refusal(tmp_path)
+    assert "one.py" in message
+    assert "x / 0" in message
+    assert "ZeroDivisionError" in message
+
+
+def test_folder_without_notebooks_is_said_to_be_one(tmp_path, capsys):
+    main(tmp_path)
+    assert "no notebook" in capsys.readouterr().out
+
+
+def leave_output(notebook):
+    notebook.cells[-1].outputs = [nbformat.v4.new_output("stream", text="1")]
+
+
+def leave_count(notebook):
+    notebook.cells[-1].execution_count = 3
+
+
+def change_source(notebook):
+    notebook.cells[1].source += "\ny = 1"
+
+
+def change_type(notebook):
+    notebook.cells[0] = nbformat.v4.new_code_cell(notebook.cells[0].source)
+
+
+@pytest.mark.parametrize("change", [leave_output, leave_count])
+def test_pair_with_outputs_is_refused(tmp_path, change):
+    write(tmp_path, SOURCE, change)
+    assert "expected no outputs" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("change", [change_source, change_type])
+def test_pair_with_other_cells_is_refused(tmp_path, change):
+    write(tmp_path, SOURCE, change)
+    assert "cells differ from one.py" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("missing", ["one.py", "one.ipynb"])
+def test_notebook_without_its_other_half_is_refused(tmp_path, missing):
+    write(tmp_path, SOURCE)
+    (tmp_path / missing).unlink()
+    message = refusal(tmp_path)
+    assert "one.ipynb" in message
+    assert "one.py" in message or "no .py" in message
