@@ -100,6 +100,13 @@ def import_seconds(repeats: int) -> dict[str, float]:
     return {"jax_optax": base, "jax_optax_scl_jax": with_scl}
 
 
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError(f"must be at least 1, got {text}")
+    return number
+
+
 def main(argv: Sequence[str]) -> int:
     """Run the benchmarks; print them as a table."""
     parser = argparse.ArgumentParser(
@@ -107,8 +114,8 @@ def main(argv: Sequence[str]) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--repeats", type=int, default=9, help="9 if left out")
-    parser.add_argument("--steps", type=int, default=200, help="per epoch; 200")
+    parser.add_argument("--repeats", type=_positive, default=9, help="9 if left out")
+    parser.add_argument("--steps", type=_positive, default=200, help="per epoch; 200")
     parser.add_argument("--json", type=Path, help="also write the numbers here")
     arguments = parser.parse_args(argv)
 

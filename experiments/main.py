@@ -50,11 +50,16 @@ def main(argv: Sequence[str]) -> int:
     debug = "--debug" in argv
     try:
         name, arguments = parse(argv)
+        # Before the folder is made: who has to get the data first repeats the command.
+        data = _load(arguments)
         folder = RunFolder(arguments.out, name, arguments.config)
     except EXPECTED as error:
         return _failed(error, debug)
+    except KeyboardInterrupt:
+        _say("Interrupted before the run began.")
+        return 130
     try:
-        run(name, arguments, folder)
+        run(arguments.config, data, folder)
     except KeyboardInterrupt:
         _say(f"Interrupted. What was logged until now is in {folder.path}.")
         return 130
@@ -81,10 +86,8 @@ def parse(argv: Sequence[str]) -> tuple[str, Arguments]:
     return name, arguments
 
 
-def run(name: str, arguments: Arguments, folder: RunFolder) -> list[Result]:
-    """Train every method with every seed, and fill the run folder."""
+def _load(arguments: Arguments) -> Dataset:
     config = arguments.config
-    print(f"{name}: writing to {folder.path}")
     data = load(
         config.dataset, validation=config.validation, data_dir=arguments.data_dir
     )
@@ -93,6 +96,12 @@ def run(name: str, arguments: Arguments, folder: RunFolder) -> list[Result]:
         for split, purpose in zip(data, ("train", "validate", "test"), strict=True)
     )
     print(f"{config.dataset}: {counts}")
+    return data
+
+
+def run(config: Config, data: Dataset, folder: RunFolder) -> list[Result]:
+    """Train every method with every seed, and fill the run folder."""
+    print(f"Writing to {folder.path}")
     trained = {
         method: list(_train_with_progress(config, data, method, folder))
         for method in METHODS

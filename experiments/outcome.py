@@ -134,9 +134,10 @@ def in_words(results: Sequence[Result]) -> str:
     fewer = mean("scl", "macs") / max(1.0, mean("scl", "macs_remaining"))
     difference = accuracy - 100 * mean("dense", "accuracy")
     side = "more" if difference >= 0 else "less"
+    times = f"{fewer:.0f}" if fewer >= 10 else f"{fewer:.1f}"
     return (
         f"SCL pruned {pruned:.1f} % of the kernel weights by itself and classifies "
         f"{accuracy:.1f} % of the test images correctly, {abs(difference):.1f} points "
-        f"{side} than the dense network, with {fewer:.0f} times fewer MACs (FLOPs = "
+        f"{side} than the dense network, with {times} times fewer MACs (FLOPs = "
         "2 x MACs; the counts, not the speed of a dense kernel)."
     )

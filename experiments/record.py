@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import importlib.metadata
 import json
+import math
 import platform
 import subprocess
 from pathlib import Path
@@ -63,7 +64,16 @@ class RunFolder:
         (self.path / name).write_text(text, encoding="utf-8")
 
     def append_metrics(self, metrics: dict[str, Any]) -> None:
-        """Append a line to metrics.jsonl; closed each time, so that it survives."""
+        """Append a line to metrics.jsonl; closed each time, so that it survives.
+
+        NaN and infinity, which JSON has not, become null.
+        """
+        metrics = {
+            name: None
+            if isinstance(value, float) and not math.isfinite(value)
+            else value
+            for name, value in metrics.items()
+        }
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(metrics) + "\n")
 
@@ -72,7 +82,7 @@ class RunFolder:
         arrays = {
             path: np.asarray(x) for path, x in flatten_dict(params, sep="/").items()
         }
-        np.savez_compressed(self.path / name, allow_pickle=False, **arrays)
+        np.savez_compressed(self.path / name, **arrays)
 
 
 def versions() -> dict[str, Any]:

@@ -37,6 +37,26 @@ class Book:
         if path.exists():
             self.content = json.loads(path.read_text())
 
+    def open(self, config: Config) -> None:
+        """Note the settings; refuse to mix runs of different ones.
+
+        Raises:
+          ValueError: if the file has runs of another config.
+        """
+        settings = dataclasses.asdict(config)
+        noted = self.content.setdefault("config", settings)
+        # What each run's key says of itself, and how many there are, may change.
+        free = ("penalty", "learning_rate", "pixels", "seed", "seeds")
+        differing = [
+            k for k in settings if settings[k] != noted.get(k) and k not in free
+        ]
+        if differing:
+            raise ValueError(
+                f"{self.path} has runs with another {', '.join(differing)}; move it "
+                "away to start the study anew"
+            )
+        self.content["config"] = settings
+
     def save(self, **entries: Any) -> None:
         """Add entries and replace the file at once."""
         self.content.update(entries)
@@ -52,6 +72,8 @@ class Book:
         keys = {seed: _key(stage, method, config, seed) for seed in seeds}
         runs = self.content["runs"]
         missing = [seed for seed, key in keys.items() if key not in runs]
+        if missing and self.content.pop("summary", None):
+            self.save()  # it was that of fewer runs, and comes back with the last one
         for trained in train(config, data, method, seeds=missing):
             result = make_result(config, trained, split)
             runs[keys[trained.seed]] = {
@@ -62,7 +84,7 @@ class Book:
                 "pixels": config.pixels,
                 "epoch_seconds": [round(m.seconds, 4) for m in trained.history],
             }
-            self.save()
+            self.save(versions=versions())
             print(
                 f"{keys[trained.seed]}: accuracy {result.accuracy:.4f}, "
                 f"sparsity {result.sparsity:.4f}",
@@ -72,8 +94,8 @@ class Book:
 
 
 def _key(stage: str, method: str, config: Config, seed: int) -> str:
-    penalty = f" penalty={config.penalty:g}" if method == "scl" else ""
-    rest = f"learning_rate={config.learning_rate:g} pixels={config.pixels}"
+    penalty = f" penalty={config.penalty}" if method == "scl" else ""
+    rest = f"learning_rate={config.learning_rate} pixels={config.pixels}"
     return f"{stage} {method}{penalty} {rest} seed={seed}"
 
 
@@ -90,8 +112,10 @@ def run_study(
     """
     config, study = configs.load_config(name), configs.load_study(name)
     book = Book(folder / f"{name}.json")
-    about = {"config": dataclasses.asdict(config), "study": dataclasses.asdict(study)}
-    book.save(name=name, **about)
+    if not config.validation:
+        raise ValueError("a study chooses on the validation split; validation is 0")
+    book.open(config)
+    book.save(name=name, study=dataclasses.asdict(study))
 
     data = load(config.dataset, validation=config.validation, data_dir=data_dir)
     dense, scl = _choose(book, config, study, data)
@@ -110,7 +134,7 @@ def run_study(
         test("dense", None, settings)
     for target, settings in scl.items():
         test("scl", target, settings)
-    book.save(summary=rows, versions=versions())
+    book.save(summary=rows)
 
 
 def _choose(

@@ -127,8 +127,13 @@ def train(
                     f"{epoch}: the learning rate {config.learning_rate:g} or the mask "
                     f"learning rate {config.mask_learning_rate:g} is too high"
                 )
-        # Outside jit, so that a NaN among the mask variables is an error.
-        yield Trained(seed, state.trained, way.fold(state.trained), history)
+        # No loss is computed after the last step: only the parameters show it.
+        if not all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.trained)):
+            raise TrainingError(
+                f"the parameters of {way.name}, seed {seed}, are not finite after the "
+                "last step"
+            )
+        yield Trained(seed, state.trained, folded, history)
 
 
 def config_seeds(config: Config) -> range:

@@ -31,4 +31,5 @@ STUDY = Study(
     targets=(0.95, 0.985),
     penalties=(3e-6, 5e-6, 1e-5),
     learning_rates=(0.01, 0.03),
+    pixels=("unit",),
 )

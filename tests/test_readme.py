@@ -1,0 +1,91 @@
+"""The README: its code runs, its commands exist, its numbers come from the files."""
+
+import json
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from experiments import configs
+from experiments.study import RESULTS
+from experiments.tables import between_markers, render
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text("utf-8")
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+
+
+def commands():
+    lines = "\n".join(blocks("sh")).splitlines()
+    return [line.partition("#")[0].strip() for line in lines if line.strip()]
+
+
+def test_python_block_runs_as_it_is(capsys):
+    (block,) = blocks("python")
+    names = {}
+    exec(compile(block, "README.md", "exec"), names)
+    out = capsys.readouterr().out
+    for layer in ("layers_0/kernel", "layers_2/kernel"):
+        assert layer in out
+    assert "MACs remaining" in out
+    assert names["plain_params"]["layers_0"]["kernel"].shape == (784, 300)
+
+
+def test_make_targets_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([\w-]+)\s*:(?!=)", makefile, re.MULTILINE))
+    named = set(re.findall(r"\bmake ([a-z][\w-]*)", "\n".join(commands())))
+    named |= set(re.findall(r"`make ([a-z][\w-]*)", TEXT))
+    assert {"train", "test"} <= named
+    assert named <= targets
+
+
+def test_experiments_named_in_commands_exist():
+    named = re.findall(r"CONFIG=(\w+)", TEXT)
+    named += re.findall(r"python -m experiments\.(?:main|study) (\w+)", TEXT)
+    assert named
+    assert set(named) <= set(configs.names())
+
+
+def test_settings_named_in_commands_exist():
+    options = set(re.findall(r"--([a-z][\w-]*)", "\n".join(commands()))) - {"help"}
+    config = configs.load_config(configs.names()[0])
+    assert options
+    for option in options:
+        assert hasattr(config, option.replace("-", "_"))
+
+
+def test_extras_named_in_commands_exist():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = re.findall(r"pip install '\.\[(\w+)\]'", TEXT)
+    assert named
+    assert set(named) <= set(project["optional-dependencies"])
+
+
+def test_linked_files_exist():
+    for target in re.findall(r"\]\(([^)#]+)\)", TEXT):
+        if "://" not in target:
+            assert (ROOT / target).exists(), target
+
+
+def test_results_in_readme_come_from_the_committed_files():
+    assert render(RESULTS)
+    assert between_markers(TEXT) == render(RESULTS)
+
+
+def test_study_that_is_not_finished_is_left_out(tmp_path):
+    name = configs.names()[0]
+    unfinished = {"runs": {}, "name": name, "config": {}, "study": {}}
+    (tmp_path / f"{name}.json").write_text(json.dumps(unfinished))
+    assert render(tmp_path) == ""
+
+
+def test_text_without_markers_is_refused():
+    assert between_markers("a <!-- results -->\n\nx\n\n<!-- /results --> b") == "x"
+    for text in ("", "<!-- results -->", "<!-- /results -->"):
+        with pytest.raises(ValueError, match="results"):
+            between_markers(text)
