@@ -82,7 +82,8 @@ class RunFolder:
         arrays = {
             path: np.asarray(x) for path, x in flatten_dict(params, sep="/").items()
         }
-        np.savez_compressed(self.path / name, **arrays)
+        # Any array may have any name here, but NumPy types a name of its own.
+        np.savez_compressed(self.path / name, **arrays)  # pyright: ignore
 
 
 def versions() -> dict[str, Any]:

@@ -41,10 +41,10 @@ def mask_params(
       params: the parameters, a pytree of arrays.
       select: which leaves are masked: `kernels`, `select(...)`, `exclude(...)`
         or any rule (path, leaf) -> bool.
-      initial: the mask variables' start value, in units of the mask learning
-        rate: with rms normalization and no momentum, 0.1 is 100 typical steps
-        of 1e-3 above the threshold. Or a function (path, leaf) -> array of the
-        leaf's shape. The default is our choice; the source names none.
+      initial: the mask variables' start value: how far they are from the
+        threshold, 0. With rms normalization a typical step is the mask learning
+        rate (ten times it with momentum 0.9). Or a function (path, leaf) -> array
+        of the leaf's shape. The default is our choice; the source names none.
       dtype: the mask variables' floating dtype; that of each weight by default.
 
     Returns:

@@ -129,10 +129,12 @@ def selected(params: PyTree, rule: Rule, caller: str) -> PyTree:
     if not paths:
         raise ValueError(f"{caller}: params has no leaves, got {params!r}")
 
-    for pattern in _patterns(rule):
+    patterns = _patterns(rule)
+    for pattern in patterns:
         if not any(re.fullmatch(pattern, path) for path in paths):
+            which = repr(rule) if len(patterns) == 1 else f'"{pattern}" of {rule!r}'
             raise ValueError(
-                f'{caller}: in {rule!r}, "{pattern}" matched no parameter; '
+                f"{caller}: {which} matched no parameter; "
                 f"parameters are: {listed(paths)}"
             )
     chosen = {path for path in paths if rule(path, by_path[path])}
