@@ -88,6 +88,7 @@ def parse(argv: Sequence[str]) -> tuple[str, Arguments]:
 
 def _load(arguments: Arguments) -> Dataset:
     config = arguments.config
+    print(f"Loading {config.dataset}", flush=True)
     data = load(
         config.dataset, validation=config.validation, data_dir=arguments.data_dir
     )
