@@ -5,8 +5,9 @@ python -m experiments.bench --repeats 9 --json bench.json
 Both are compiled first and timed in turns, so that whatever else the machine does
 falls on both. Printed are medians and the spread of the ratio over the repeats,
 with the floor beside them: the bytes that a step of SCL must move beyond those of
-a dense step. W and its gradient are read once more for the product and for the
-mask gradient; the mask variable and its momentum are read and written.
+a dense step. The product reads W and S and writes W * H(S); the norms read W and its
+gradient; the update reads and writes S and its momentum, and finds W and its gradient
+where the update of W has them.
 """
 
 import argparse
@@ -36,9 +37,7 @@ from experiments.train import (
     wait_until_ready,
 )
 
-# W, S, momentum and mask gradient read; S and momentum written; G read; W_eff
-# written: float32.
-BYTES_PER_WEIGHT = 4 * 8
+BYTES_PER_WEIGHT = 4 * (3 + 2 + 4)  # float32: product, norms, update
 
 
 def epoch_timer(config: Config, method: str, split: Split) -> Callable[[], float]:

@@ -30,7 +30,7 @@ from experiments.outcome import (
 from experiments.record import RunFolder, RunFolderError
 from experiments.train import Metrics, Trained, TrainingError, train
 
-METHODS = ("dense", "scl")
+COMPARED = ("dense", "scl")  # methods, in the order of the table
 # What a user can mend; anything else is a defect of ours and is called so.
 EXPECTED = (ValueError, DataError, RunFolderError, TrainingError, OSError)
 
@@ -105,7 +105,7 @@ def run(config: Config, data: Dataset, folder: RunFolder) -> list[Result]:
     print(f"Writing to {folder.path}")
     trained = {
         method: list(_train_with_progress(config, data, method, folder))
-        for method in METHODS
+        for method in COMPARED
     }
     # The test set is looked at here, once, when nothing can be chosen any more.
     results = [

@@ -82,7 +82,7 @@ class RunFolder:
         arrays = {
             path: np.asarray(x) for path, x in flatten_dict(params, sep="/").items()
         }
-        # Any array may have any name here, but NumPy types a name of its own.
+        # Pyright takes an array for NumPy's own keyword argument, allow_pickle.
         np.savez_compressed(self.path / name, **arrays)  # pyright: ignore
 
 

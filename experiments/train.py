@@ -242,7 +242,7 @@ def slow_in_scan(network: Network) -> bool:
     """Tell whether a network is better dispatched step by step than scanned.
 
     XLA's CPU backend computes the gradients of convolutions several times more
-    slowly in the body of a loop: LeNet-5 7 times (JAX issue 12868).
+    slowly in the body of a loop, LeNet-5's about six times (JAX issue 12868).
     """
     if jax.default_backend() != "cpu":
         return False

@@ -52,7 +52,9 @@ def normalize_by_feature(
         belong to it: (0, -1). An int, a tuple, or a function (path, leaf) ->
         axes where leaves differ.
       norm: "rms" (the default), "l2", "max" (of absolute values) or "none". The
-        source names none; rms was the best in our measurements.
+        source names none. On LeNet-300-100 rms, l2 and max came out alike in
+        accuracy over sparsity (experiments/configs/fashion_mnist_lenet300.py);
+        with rms, a learning rate does not depend on a feature's number of inputs.
 
     Returns:
       A stateless `optax.GradientTransformation`. Squares are summed in float32;

@@ -55,7 +55,7 @@ def test_row_holds_medians_and_the_spread_of_the_ratios(linear, monkeypatch):
     assert row["ratio"] == 1.5
     assert row["ratio_spread"] == [1.0, 2.0]
     assert (row["network"], row["batch"], row["repeats"]) == ("lenet300", 4, 3)
-    assert row["floor_bytes"] == 8 * 4 * 7840
+    assert row["floor_bytes"] == 36 * 7840
 
 
 def test_timer_spans_an_epoch_and_leaves_compilation_out(linear, monkeypatch):
