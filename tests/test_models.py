@@ -1,4 +1,4 @@
-"""Networks: their sizes, what they compute, and which layer reads which."""
+"""The LeNets: their sizes, what they compute, and which layer reads which."""
 
 import itertools
 
@@ -9,9 +9,9 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 import scl_jax
-from experiments.data import IMAGE_SHAPE
 from experiments.models import MODELS
 
+IMAGE_SHAPE = (28, 28, 1)
 # By hand: inputs x outputs, and for a convolution times the places it is put at.
 MACS = {
     "lenet300": {
@@ -60,7 +60,7 @@ def test_network_has_the_published_size(name, weights, macs):
     assert sum(MACS[name].values()) == macs
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", MACS)
 def test_logits_have_one_column_per_class(name):
     model, params = made(name)
     logits = jax.eval_shape(
@@ -82,7 +82,22 @@ def test_lenet300_is_two_relu_layers_and_a_linear_one():
     np.testing.assert_allclose(got, x, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("shape", [(1, 15, 28, 1), (1, 28, 15, 1), (28, 28, 1)])
+def test_lenet5_refuses_what_its_convolutions_cannot_take(shape):
+    with pytest.raises(ValueError, match=rf"LeNet5: .* 16, got shape \({shape[0]}, "):
+        jax.eval_shape(MODELS["lenet5"]().init, jax.random.key(0), jnp.zeros(shape))
+
+
+def test_lenet5_takes_16_pixels():
+    logits, _ = jax.eval_shape(
+        MODELS["lenet5"]().init_with_output,
+        jax.random.key(0),
+        jnp.zeros((1, 16, 16, 1)),
+    )
+    assert logits.shape == (1, 10)
+
+
+@pytest.mark.parametrize("name", MACS)
 def test_each_kernel_is_read_by_the_next(name):
     _, params = made(name)
     kernels = [p for p in flatten_dict(params, sep="/") if p.endswith("/kernel")]
