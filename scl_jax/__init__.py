@@ -1,5 +1,6 @@
 """Sparse connectivity learning: networks that become sparse by themselves."""
 
+from scl_jax._guard import keep_connections
 from scl_jax._macs import UnknownMacs, count_macs
 from scl_jax._masked import (
     MaskedParams,
@@ -42,6 +43,7 @@ __all__ = [
     "exclude",
     "fold_masks",
     "identity",
+    "keep_connections",
     "kernels",
     "mask_params",
     "nonpositive_intervals",

@@ -73,6 +73,7 @@ def test_public_names_of_the_design_are_there():
         "exclude",
         "fold_masks",
         "identity",
+        "keep_connections",
         "kernels",
         "mask_params",
         "nonpositive_intervals",
@@ -142,6 +143,12 @@ def penalized(g: Floats, s: Floats) -> Floats:
     return tx.update(g, tx.init(s), s)[0]
 
 
+@checked
+def guarded(u: Floats, s: Floats) -> Floats:
+    tx = scl_jax.keep_connections(3)
+    return tx.update(u, tx.init(s), s)[0]
+
+
 @pytest.mark.parametrize("shape", [(3, 4), (2, 3, 4), (3, 3, 2, 4)])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("mask_dtype", [jnp.float32, jnp.bfloat16])
@@ -150,7 +157,7 @@ def test_shapes_and_dtypes_are_those_declared(shape, dtype, mask_dtype):
     assert step(s).dtype == mask_dtype
     assert masks_of(w).dtype == dtype
     assert normalized(s).dtype == mask_dtype
-    assert penalized(w, s).dtype == dtype
+    assert penalized(w, s).dtype == guarded(-2 * w, s).dtype == dtype
     assert applied(w, s).dtype == folded(w, s).dtype == dtype
     assert counted(w, s).dtype == jnp.float32
     assert binary(w, s).dtype == jnp.bool_
@@ -188,6 +195,7 @@ for ste in [*steps, scl_jax.ReLU(), scl_jax.Clipped()]:
         scl_jax.normalize_by_feature((-1,), norm="l2"),
         scl_jax.normalize_by_feature(lambda path, leaf: -1),
         optax.sgd(0.1, 0.9),
+        scl_jax.keep_connections(2),
     )
     tx = scl_jax.partition(optax.adamw(1e-3), masks_tx)
 

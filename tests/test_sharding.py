@@ -14,6 +14,7 @@ from scl_jax import (
     apply_masks,
     connection_count,
     fold_masks,
+    keep_connections,
     mask_params,
     normalize_by_feature,
     partition,
@@ -64,7 +65,10 @@ def make_gradient(masked):
 
 def optimizer():
     masks_tx = optax.chain(
-        add_connection_penalty(0.1), normalize_by_feature(), optax.sgd(0.5, 0.9)
+        add_connection_penalty(0.1),
+        normalize_by_feature(),
+        optax.sgd(0.5, 0.9),
+        keep_connections(3),
     )
     return partition(optax.adamw(1e-2), masks_tx)
 
@@ -179,6 +183,21 @@ def test_normalization_gathers_nothing(kernel_sharding, norm):
     np.testing.assert_allclose(
         update, tx.update(one, optax.EmptyState())[0]["kernel"], rtol=1e-5
     )
+
+
+def test_keeping_connections_sums_counts_and_gathers_nothing(kernel_sharding):
+    masked = mask_params(make_params(kernel_sharding), initial=lambda _, leaf: leaf * 1)
+    tx = keep_connections(5)
+    masks = masked.masks
+    pruning_all = jax.tree.map(lambda s: -9 * jnp.ones_like(s), masks)
+    args = (pruning_all, optax.EmptyState(), masks)
+    assert collectives(tx.update, *args) == {"all-reduce"}
+    update = jax.jit(tx.update)(*args)[0]["kernel"]
+    assert_sharded_as(update, kernel_sharding)
+    moved = np.asarray(masks["kernel"]) - 9
+    kept = moved >= np.sort(moved, axis=None)[-5]
+    after = np.asarray(masks["kernel"] + update)
+    np.testing.assert_array_equal(after, np.where(kept, 0, moved))
 
 
 def test_the_whole_update_gathers_nothing(kernel_sharding):
