@@ -6,21 +6,16 @@ features, keys) and replace the reading alone: the folder is the standard one, w
 the same records in the same order, and any tensorflow-datasets reads it.
 """
 
-import contextlib
 import hashlib
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urljoin
 
 import numpy as np
-import requests
-import tensorflow_datasets as tfds
-from PIL import Image
-from tensorflow_datasets.core import constants
 from tensorflow_datasets.image_classification import mnist
 
 from experiments.idx import DataError, parse
+from experiments.tfds_prepare import Files, encode_png, fetch
 
 IMAGE_SHAPE = mnist.MNIST_IMAGE_SHAPE
 NUM_CLASSES = mnist.MNIST_NUM_CLASSES
@@ -28,7 +23,6 @@ FILES = {
     "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
     "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
 }
-Files = dict[str, tuple[str, bytes]]  # file name -> (path, for messages; content)
 FIX = (
     "`apt-get install --reinstall dataset-fashion-mnist` puts intact files there; "
     "`apt-get remove dataset-fashion-mnist` makes TFDS download them instead."
@@ -46,7 +40,9 @@ class MNIST(mnist.MNIST, skip_registration=True):
     )
 
     def _split_generators(self, dl_manager):
-        files = self._packaged() or self._downloaded(dl_manager)
+        files = self._packaged() or fetch(
+            self, dl_manager, list(self._urls().values()), self.second_way
+        )
         # Everything is parsed and checked before the first record is written.
         splits = {split: _parse_split(files, split) for split in FILES}
         return {split: _png_examples(*arrays) for split, arrays in splits.items()}
@@ -59,29 +55,6 @@ class MNIST(mnist.MNIST, skip_registration=True):
         return {
             name: urljoin(self.URL, name) for names in FILES.values() for name in names
         }
-
-    def _downloaded(self, dl_manager) -> Files:
-        urls = self._urls()
-        try:
-            # Without a network, TFDS tries ten times with growing pauses: 204 s, and a
-            # warning for each. One request with a time limit tells it at once.
-            with requests.get(next(iter(urls.values())), stream=True, timeout=10) as r:
-                r.raise_for_status()
-            # One by one: when one of several fails, TFDS leaves the others to threads
-            # that go on trying, and that the process cannot exit without.
-            paths = {name: dl_manager.download(url) for name, url in urls.items()}
-        # TFDS documents no common class for what a download raises.
-        except Exception as error:
-            raise DataError(
-                f"{self.name}: expected a prepared data set or its source files, but "
-                "there is neither, and TFDS's download failed. Ways to get the data: "
-                "(1) start once on a machine with internet access, and TFDS downloads "
-                f"it; (2) {self.second_way}; (3) copy a prepared {self.name}/"
-                f"{self.version} folder (array_record) from another machine into "
-                f"data_dir or TFDS_DATA_DIR, here {self.data_dir_root}. "
-                f"The download's error: {' '.join(str(error).split())}"
-            ) from error
-        return {name: (str(path), path.read_bytes()) for name, path in paths.items()}
 
 
 class FashionMNIST(MNIST, mnist.FashionMNIST, skip_registration=True):
@@ -114,40 +87,6 @@ class FashionMNIST(MNIST, mnist.FashionMNIST, skip_registration=True):
 
 
 BUILDERS = {"fashion_mnist": FashionMNIST, "mnist": MNIST}
-
-
-def prepare(name: str, data_dir: str | None) -> Path:
-    """Prepare a data set unless its folder exists.
-
-    Args:
-        name: "fashion_mnist" or "mnist".
-        data_dir: Folder of prepared data sets; None for TFDS's default,
-            TFDS_DATA_DIR or ~/tensorflow_datasets.
-
-    Returns:
-        The folder of the prepared data set. TFDS writes it under a temporary name and
-        renames it when complete: it is whole or absent.
-
-    Raises:
-        DataError: The source files are absent or damaged.
-    """
-    root = Path(data_dir or constants.DATA_DIR).expanduser()
-    folder = root / name / str(BUILDERS[name].VERSION)
-    if folder.exists():
-        return folder
-    builder = BUILDERS[name](data_dir=root, file_format="array_record")
-    config = tfds.download.DownloadConfig(force_checksums_validation=True)
-    try:
-        # Its notices, which TFDS prints, and its bars would break a study's own output.
-        tfds.disable_progress_bar()
-        with contextlib.redirect_stdout(io.StringIO()):
-            builder.download_and_prepare(download_config=config)
-    except OSError:
-        # Another process, say another seed of the study, may have been the first to
-        # rename: its folder is as good.
-        if not folder.exists():
-            raise
-    return folder
 
 
 def _official_bytes(path: Path) -> bytes:
@@ -187,8 +126,5 @@ def _parse_split(files: Files, split: str) -> tuple[np.ndarray, np.ndarray]:
 def _png_examples(
     images: np.ndarray, labels: np.ndarray
 ) -> Iterator[tuple[int, dict[str, object]]]:
-    # TFDS stores bytes as they are; it would need TensorFlow to encode an array.
     for key, (image, label) in enumerate(zip(images, labels, strict=True)):
-        png = io.BytesIO()
-        Image.fromarray(image).save(png, "PNG")
-        yield key, {"image": png.getvalue(), "label": int(label)}
+        yield key, {"image": encode_png(image), "label": int(label)}
