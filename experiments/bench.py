@@ -25,33 +25,34 @@ import jax
 import numpy as np
 
 from experiments.config import Config
-from experiments.data import IMAGE_SHAPE, Split
+from experiments.data import ABOUT, Split
+from experiments.feed import make_feed
+from experiments.health import kernel_counts
+from experiments.mesh import make_mesh
 from experiments.methods import METHODS
+from experiments.network import make_network
 from experiments.outcome import as_text
 from experiments.record import versions
-from experiments.train import (
-    initial_state,
-    kernel_counts,
-    make_epoch,
-    make_network,
-    wait_until_ready,
-)
+from experiments.step import Objective, make_initial, make_run
 
 BYTES_PER_WEIGHT = 4 * (3 + 2 + 4)  # float32: product, norms, update
 
 
 def epoch_timer(config: Config, method: str, split: Split) -> Callable[[], float]:
     """Return a function that trains one more epoch and returns its seconds."""
-    network = make_network(config)
-    steps = config.epochs * (len(split.labels) // config.batch_size)
-    way = METHODS[method](config, steps)
-    run = make_epoch(network, way, config.batch_size)
-    held = {"state": initial_state(network, way, seed=0)}
+    mesh = make_mesh(config.devices, config.model_parallel)
+    feed = make_feed(config, split, mesh)
+    way = METHODS[method](config, config.epochs * feed.steps)
+    objective = Objective(make_network(config), way, config.label_smoothing)
+    initial, _ = make_initial(objective, mesh)
+    run = make_run(objective, feed, mesh)
+    key = jax.random.key_data(jax.random.key(1))
+    held = {"state": initial(jax.random.key(0))}
 
     def epoch() -> float:
         start = time.perf_counter()
-        held["state"], (loss, _) = run(held["state"], split)
-        wait_until_ready(loss)
+        items = feed.items(0, key, 0, 0, feed.steps)
+        held["state"], _ = run(held["state"], items)
         return time.perf_counter() - start
 
     epoch()
@@ -62,16 +63,15 @@ def compare(config: Config, steps: int, repeats: int) -> dict[str, Any]:
     """Time epochs of `steps` steps on random images; return a row of the table."""
     random = np.random.default_rng(0)
     examples = steps * config.batch_size
-    split = jax.device_put(
-        Split(
-            random.integers(0, 256, (examples, *IMAGE_SHAPE)).astype(np.uint8),
-            random.integers(0, 10, examples).astype(np.int32),
-        )
+    split = Split(
+        random.integers(0, 256, (examples, *ABOUT[config.dataset].shape), np.uint8),
+        random.integers(0, 10, examples, np.int32),
     )
     dense, scl = (epoch_timer(config, method, split) for method in ("dense", "scl"))
     times = [(dense(), scl()) for _ in range(repeats)]
     ratios = sorted(s / d for d, s in times)
-    _, weights = kernel_counts(make_network(config).init(jax.random.key(0)))
+    params, _ = make_network(config).init(jax.random.key(0))
+    weights = sum(layer.size for layer in kernel_counts(params).values())
     return {
         "network": config.model,
         "batch": config.batch_size,

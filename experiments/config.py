@@ -6,6 +6,8 @@ from numbers import Real
 from typing import Any, Literal, get_args
 
 import scl_jax
+from experiments.data import ABOUT
+from experiments.models import MODELS, LanguageModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,18 +43,26 @@ class Config:
       ValueError: where a value is out of its range; the message names the range.
     """
 
-    dataset: Literal["mnist5k", "mnist", "fashion_mnist"]
-    model: Literal["lenet300", "lenet5"]
+    dataset: str  # a name in experiments.data.ABOUT
+    model: str  # a name in experiments.models.MODELS
     # What the network sees: pixels from 0 to 1, or with mean 0 and deviation 1.
     pixels: Literal["unit", "standardized"] = "standardized"
-    # Training examples held out for validation, a multiple of 10 (the classes).
-    validation: int = _number(0, 0, 60_000)
+    # Side in pixels of what is cut from the images of imagenet2012; 0: as published.
+    image_size: int = _number(0, 0, 4096, "[]")
+    # Of training images: random shifts by up to 4 pixels, and mirrors, on the device.
+    # The images of imagenet2012 are cut and mirrored before they come there.
+    augment: Literal["none", "crop_flip"] = "none"
+    # Training examples held out for validation; images: a multiple of the classes.
+    validation: int = _number(0, 0, 1_000_000)
 
     epochs: int = _number(20, 1, 100_000)
-    batch_size: int = _number(128, 1, 100_000)  # examples
+    batch_size: int = _number(128, 1, 100_000)  # examples, on all devices together
+    optimizer: Literal["sgd", "adamw"] = "sgd"  # of the weights
     learning_rate: float = _number(0.1, 0, 100, "()")  # cosine decay to 0
-    momentum: float = _number(0.9, 0, 1)
-    weight_decay: float = _number(0.0, 0, 1)  # on kernels, coupled
+    warmup_epochs: float = _number(0.0, 0, 1000)  # linear, from 0
+    momentum: float = _number(0.9, 0, 1)  # of SGD
+    weight_decay: float = _number(0.0, 0, 1)  # on kernels; coupled in SGD
+    label_smoothing: float = _number(0.0, 0, 1)  # probability given to all classes
 
     penalty: float = _number(1e-6, 0, 1)  # lambda: loss per connection
     ste: str = "identity"  # or leaky_relu(SLOPE), softplus(SHARPNESS), relu, clipped
@@ -60,8 +70,21 @@ class Config:
     mask_learning_rate: float = _number(3e-4, 0, 1000, "()")
     mask_momentum: float = _number(0.9, 0, 1)
     mask_initial: float = _number(0.1, -100, 100)  # start value of mask variables
+    mask_dtype: Literal["float32", "bfloat16"] = "float32"
     # Fraction of the training after which the masks stop moving.
     freeze_at: float = _number(0.75, 0, 1, "(]")
+    # Connections that every kernel keeps, however it is pruned; 0: it may lose all.
+    minimum_connections: int = _number(0, 0, 2**31)
+
+    # What kernels and activations are multiplied in; parameters stay in float32.
+    compute: Literal["float32", "bfloat16"] = "float32"
+    devices: int = _number(0, 0, 100_000)  # of all processes together; 0: all there are
+    # Devices that share one copy of the weights; the others split the batch.
+    model_parallel: int = _number(1, 1, 100_000)
+    # Steps between two looks at the training, where it can stop; 0: an epoch.
+    look_every: int = _number(0, 0, 2**31)
+    # Seconds between two checkpoints, at least, where a folder is given for them.
+    checkpoint_every: float = _number(30.0, 0, 1e6)
 
     seed: int = _number(0, 0, 2**31)  # the first seed
     seeds: int = _number(1, 1, 1001)  # how many seeds: seed, seed + 1, ...
@@ -69,12 +92,45 @@ class Config:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             _check(field, getattr(self, field.name))
-        if self.validation % 10:
+        for field, known in (("dataset", ABOUT), ("model", MODELS)):
+            if getattr(self, field) not in known:
+                raise ValueError(
+                    f"{field} must be one of {', '.join(known)}; "
+                    f"got {getattr(self, field)!r}"
+                )
+        if self.image_size and self.dataset != "imagenet2012":
             raise ValueError(
-                f"validation must be a multiple of 10, the number of classes; "
-                f"got {self.validation}"
+                f"image_size is for imagenet2012, whose images have no size of their "
+                f"own; got {self.image_size} for {self.dataset}"
+            )
+        text = not ABOUT[self.dataset].mean
+        if text != issubclass(MODELS[self.model], LanguageModel):
+            raise ValueError(
+                f"model must read what the data set is made of; {self.dataset} is "
+                f"{'text' if text else 'images'}, got {self.model}"
+            )
+        if self.augment != "none" and (text or self.dataset == "imagenet2012"):
+            raise ValueError(
+                f"augment must be none for text, and for imagenet2012, whose images "
+                f"are cut and mirrored as they are read; got {self.augment!r} for "
+                f"{self.dataset}"
+            )
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs must be less than epochs, {self.epochs}; "
+                f"got {self.warmup_epochs}"
             )
         parse_ste(self.ste)
+
+
+# Which trainings there are, on what, and what is seen of them: not what they compute.
+_FREE = ("seed", "seeds", "devices", "model_parallel", "look_every", "checkpoint_every")
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """Return the fields that decide what the training of a seed comes to."""
+    fields = dataclasses.asdict(config)
+    return {name: value for name, value in fields.items() if name not in _FREE}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

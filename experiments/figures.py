@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from experiments.train import Metrics
 from scl_jax import Report
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000")  # Okabe and Ito
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000")  # Okabe and Ito
 _LINES = ("-", "--", "-.", ":")
-_styled = matplotlib.rc_context(
+styled = matplotlib.rc_context(
     {
         "axes.spines.right": False,
         "axes.spines.top": False,
@@ -30,7 +30,7 @@ _styled = matplotlib.rc_context(
 )
 
 
-@_styled
+@styled
 def draw_training(metrics: Sequence[Metrics], path: Path) -> None:
     """Draw sparsity and accuracy over the epochs, one line per method.
 
@@ -47,7 +47,7 @@ def draw_training(metrics: Sequence[Metrics], path: Path) -> None:
     _save(_training_figure(metrics), path)
 
 
-@_styled
+@styled
 def draw_layers(reports: Sequence[Report], path: Path) -> None:
     """Draw the fraction of weights remaining, nnz / weights, per masked layer.
 
@@ -63,7 +63,7 @@ def draw_layers(reports: Sequence[Report], path: Path) -> None:
     _save(_layers_figure(reports), path)
 
 
-@_styled
+@styled
 def draw_inputs(
     masks: Sequence[np.ndarray], image_shape: tuple[int, int, int], path: Path
 ) -> None:
@@ -143,7 +143,7 @@ def _training_figure(metrics: Sequence[Metrics]) -> Figure:
             mean, deviation = _over_seeds(values)
             spread = f" ± {deviation[-1]:.3f}" if len(values) > 1 else ""
             label = f"{method}: {mean[-1]:.3f}{spread} (n = {len(values)})"
-            colour, line = _COLOURS[i % len(_COLOURS)], _LINES[i % len(_LINES)]
+            colour, line = COLOURS[i % len(COLOURS)], _LINES[i % len(_LINES)]
             dot = "o" if len(epochs) == 1 else ""
             axes.plot(epochs, mean, color=colour, ls=line, marker=dot, label=label)
             band = mean - deviation, mean + deviation
@@ -175,14 +175,14 @@ def _layers_figure(reports: Sequence[Report]) -> Figure:
     figure = Figure(figsize=(8.5, 1.7 + 0.75 * len(names)), layout="constrained")
     axes = figure.subplots()
     axes.barh(names, np.ones(len(names)), height=0.6, color="0.92")
-    axes.barh(names, mean, height=0.6, color=_COLOURS[0])
+    axes.barh(names, mean, height=0.6, color=COLOURS[0])
     for i, kept in enumerate(np.mean(nnz, axis=0)):
         spread = f" ± {deviation[i]:.4f}" if len(reports) > 1 else ""
         text = f"{mean[i]:.4f}{spread}\n{kept:,.0f} of {weights[i]:,}"
         axes.text(1.02, i, text, va="center", fontsize="small")
     if len(reports) > 1:
         axes.errorbar(mean, names, xerr=deviation, fmt="none", ecolor="k", capsize=5)
-    axes.axvline(float(total), color=_COLOURS[1], linestyle="--")
+    axes.axvline(float(total), color=COLOURS[1], linestyle="--")
     axes.invert_yaxis()
     axes.set(xlim=(0, 1), xlabel="fraction of weights remaining, nnz / weights")
     spread = ", ± 1 std" if len(reports) > 1 else ""

@@ -17,11 +17,13 @@ import operator
 from collections.abc import Iterator
 
 import grain
+import jax
 import numpy as np
 from absl import flags
 from PIL import Image
 
-from experiments.data import Split
+from experiments.config import Config
+from experiments.data import ABOUT, NO_EXAMPLES, Dataset, Split
 from experiments.tfds_imagenet import Record, Records, reported
 
 # Our split -> the one of TFDS it is read from. ImageNet's own test labels are secret.
@@ -117,6 +119,30 @@ def evaluation_example(record: Record, *, image_size: int) -> Split:
     left, upper = (width - image_size) // 2, (height - image_size) // 2
     image = image.crop((left, upper, left + image_size, upper + image_size))
     return Split(np.asarray(image), np.asarray(record.label, np.int32))
+
+
+def open_streams(config: Config, data_dir: str | None, workers: int = 8) -> Dataset:
+    """Return the streams of a config, in the places of its splits.
+
+    Args:
+        config: The experiment; of several processes, each gets its part.
+        data_dir: Folder of prepared TFDS data sets, as for `Stream`.
+        workers: Processes that decode, for each stream that is being read.
+    """
+
+    def stream(split: str) -> Stream:
+        return Stream(
+            split,
+            batch_size=config.batch_size,
+            image_size=config.image_size or ABOUT[config.dataset].shape[0],
+            validation=config.validation,
+            data_dir=data_dir,
+            part=(jax.process_index(), jax.process_count()),
+            workers=workers,
+        )
+
+    held_out = stream("validation") if config.validation else NO_EXAMPLES
+    return Dataset(stream("train"), held_out, stream("test"))
 
 
 class Stream:

@@ -9,6 +9,7 @@ import optax
 
 import scl_jax
 from experiments.config import Config, parse_ste
+from experiments.models import MODELS
 
 PyTree = Any
 
@@ -56,13 +57,19 @@ def scl(config: Config, steps: int) -> Method:
     mask_rate = optax.piecewise_constant_schedule(
         config.mask_learning_rate, {freeze_step: 0.0}
     )
+    feature_axes = MODELS[config.model].feature_axes
     masks_tx = optax.chain(
-        scl_jax.normalize_by_feature(norm=config.norm),
+        scl_jax.normalize_by_feature(feature_axes, norm=config.norm),
         optax.sgd(mask_rate, config.mask_momentum or None),
     )
+    if config.minimum_connections:
+        guard = scl_jax.keep_connections(config.minimum_connections)
+        masks_tx = optax.chain(masks_tx, guard)
     return Method(
         name="scl",
-        wrap=lambda params: scl_jax.mask_params(params, initial=config.mask_initial),
+        wrap=lambda params: scl_jax.mask_params(
+            params, initial=config.mask_initial, dtype=jnp.dtype(config.mask_dtype)
+        ),
         effective=lambda masked: scl_jax.apply_masks(masked, ste=ste),
         penalty=lambda masked: (
             config.penalty * scl_jax.connection_count(masked, ste=ste)
@@ -73,13 +80,28 @@ def scl(config: Config, steps: int) -> Method:
 
 
 def weights_optimizer(config: Config, steps: int) -> optax.GradientTransformation:
-    """Return SGD with momentum and a cosine schedule, the same for every method."""
-    decay = optax.add_decayed_weights(
-        config.weight_decay,
-        mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),
-    )
-    schedule = optax.cosine_decay_schedule(config.learning_rate, steps)
+    """Return the optimizer of the weights, the same for every method."""
+
+    def kernels(params):
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: scl_jax.kernels(
+                jax.tree_util.keystr(path, simple=True, separator="/"), leaf
+            ),
+            params,
+        )
+
+    # One step at least is left for the decay.
+    warmup = min(round(steps * config.warmup_epochs / config.epochs), steps - 1)
+    if warmup:
+        schedule = optax.warmup_cosine_decay_schedule(
+            0.0, config.learning_rate, warmup, steps
+        )
+    else:
+        schedule = optax.cosine_decay_schedule(config.learning_rate, steps)
+    if config.optimizer == "adamw":
+        return optax.adamw(schedule, weight_decay=config.weight_decay, mask=kernels)
     sgd = optax.sgd(schedule, config.momentum or None)
+    decay = optax.add_decayed_weights(config.weight_decay, mask=kernels)
     return optax.chain(decay, sgd) if config.weight_decay else sgd
 
 

@@ -4,14 +4,14 @@ import dataclasses
 import statistics
 from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
-
 import scl_jax
 from experiments.config import Config
-from experiments.data import IMAGE_SHAPE, Split
+from experiments.data import Split
+from experiments.evaluate import evaluate
+from experiments.mesh import make_mesh
 from experiments.models import MODELS
-from experiments.train import Trained, evaluate, make_network
+from experiments.network import make_network
+from experiments.train import Trained
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,14 +51,25 @@ def make_report(config: Config, trained: Trained) -> scl_jax.Report:
     masked = trained.trained
     if not isinstance(masked, scl_jax.MaskedParams):
         masked = scl_jax.mask_params(trained.folded)
-    example = jax.ShapeDtypeStruct((1, *IMAGE_SHAPE), jnp.uint8)
-    macs = scl_jax.count_macs(make_network(config).apply, masked.weights, example)
-    next_layer = getattr(MODELS[config.model], "next_layer", None)
-    return scl_jax.report(masked, macs, next_layer=next_layer)
+    network, model = make_network(config), MODELS[config.model]
+
+    def apply(params, inputs):
+        return network.apply(params, trained.statistics, inputs)
+
+    macs = scl_jax.count_macs(apply, masked.weights, network.example)
+    return scl_jax.report(
+        masked, macs, feature_axes=model.feature_axes, next_layer=model.next_layer
+    )
 
 
 def make_result(config: Config, trained: Trained, split: Split) -> Result:
     """Evaluate a trained network on a split and count what is left of it."""
+    mesh = make_mesh(config.devices, config.model_parallel)
+    accuracy = evaluate(
+        make_network(config), trained.folded, trained.statistics, split, mesh
+    )
+    if accuracy is None:
+        raise ValueError("a result needs examples to evaluate; the split has none")
     totals = make_report(config, trained).totals
     macs, remaining = totals.macs, totals.macs_remaining
     if not (isinstance(macs, int) and isinstance(remaining, int)):
@@ -66,7 +77,7 @@ def make_result(config: Config, trained: Trained, split: Split) -> Result:
     return Result(
         method=trained.history[-1].method,
         seed=trained.seed,
-        accuracy=evaluate(make_network(config), trained.folded, split),
+        accuracy=accuracy,
         weights=totals.weights,
         parameters=totals.parameters,
         nnz=totals.nnz,
@@ -137,7 +148,7 @@ def in_words(results: Sequence[Result]) -> str:
     times = f"{fewer:.0f}" if fewer >= 10 else f"{fewer:.1f}"
     return (
         f"SCL pruned {pruned:.1f} % of the kernel weights by itself and classifies "
-        f"{accuracy:.1f} % of the test images correctly, {abs(difference):.1f} points "
-        f"{side} than the dense network, with {times} times fewer MACs (FLOPs = "
-        "2 x MACs; the counts, not the speed of a dense kernel)."
+        f"{accuracy:.1f} % of the test examples correctly, {abs(difference):.1f} "
+        f"points {side} than the dense network, with {times} times fewer MACs (FLOPs "
+        "= 2 x MACs; the counts, not the speed of a dense kernel)."
     )

@@ -2,105 +2,40 @@
 
 python -m experiments.study mnist5k_lenet300
 
-Every run is written to experiments/results/NAME.json as soon as it is done, under
-a key that says what it is, so that a study can be killed and started again.
+Every run is written to experiments/results/NAME.json as soon as it is done, and a run
+that is killed goes on from its last checkpoint when the study is started again. With
+`--jobs 8`, eight processes share the runs, and one accelerator if there is one.
 """
 
 import argparse
 import dataclasses
 import itertools
-import json
 import os
+import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments import configs
+from experiments.book import Book, Task
 from experiments.config import Config, Study
 from experiments.data import Dataset, load
-from experiments.outcome import make_result, mean_std
-from experiments.record import versions
-from experiments.train import config_seeds, train
+from experiments.outcome import mean_std
+from experiments.train import config_seeds
 
 RESULTS = Path(__file__).parent / "results"
+SCRATCH = Path("runs") / "studies"
 
 Settings = dict[str, Any]  # fields of a config that are changed
 
 
-class Book:
-    """The runs of a study by key, in one JSON file that is always whole."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.content: dict[str, Any] = {"runs": {}}
-        if path.exists():
-            self.content = json.loads(path.read_text())
-
-    def open(self, config: Config) -> None:
-        """Note the settings; refuse to mix runs of different ones.
-
-        Raises:
-          ValueError: if the file has runs of another config.
-        """
-        settings = dataclasses.asdict(config)
-        noted = self.content.setdefault("config", settings)
-        # What each run's key says of itself, and how many there are, may change.
-        free = ("penalty", "learning_rate", "pixels", "seed", "seeds")
-        differing = [
-            k for k in settings if settings[k] != noted.get(k) and k not in free
-        ]
-        if differing:
-            raise ValueError(
-                f"{self.path} has runs with another {', '.join(differing)}; move it "
-                "away to start the study anew"
-            )
-        self.content["config"] = settings
-
-    def save(self, **entries: Any) -> None:
-        """Add entries and replace the file at once."""
-        self.content.update(entries)
-        draft = self.path.with_suffix(".draft")
-        draft.write_text(json.dumps(self.content, indent=1) + "\n")
-        os.replace(draft, self.path)
-
-    def run(
-        self, stage: str, method: str, config: Config, data: Dataset, seeds: range
-    ) -> list[dict[str, Any]]:
-        """Return the records of a config's seeds; train those that are missing."""
-        split = data.test if stage == "test" else data.validation
-        keys = {seed: _key(stage, method, config, seed) for seed in seeds}
-        runs = self.content["runs"]
-        missing = [seed for seed, key in keys.items() if key not in runs]
-        if missing and self.content.pop("summary", None):
-            self.save()  # it was that of fewer runs, and comes back with the last one
-        for trained in train(config, data, method, seeds=missing):
-            result = make_result(config, trained, split)
-            runs[keys[trained.seed]] = {
-                **dataclasses.asdict(result),
-                "stage": stage,
-                "penalty": config.penalty if method == "scl" else None,
-                "learning_rate": config.learning_rate,
-                "pixels": config.pixels,
-                "epoch_seconds": [round(m.seconds, 4) for m in trained.history],
-            }
-            self.save(versions=versions())
-            print(
-                f"{keys[trained.seed]}: accuracy {result.accuracy:.4f}, "
-                f"sparsity {result.sparsity:.4f}",
-                flush=True,
-            )
-        return [runs[key] for key in keys.values()]
-
-
-def _key(stage: str, method: str, config: Config, seed: int) -> str:
-    penalty = f" penalty={config.penalty}" if method == "scl" else ""
-    rest = f"learning_rate={config.learning_rate} pixels={config.pixels}"
-    return f"{stage} {method}{penalty} {rest} seed={seed}"
-
-
 def run_study(
-    name: str, *, data_dir: str | None = None, folder: Path = RESULTS
+    name: str,
+    *,
+    data_dir: str | None = None,
+    folder: Path = RESULTS,
+    scratch: Path = SCRATCH,
 ) -> None:
     """Run a study, or what is missing of it, and write down what it came to.
 
@@ -111,30 +46,39 @@ def run_study(
     of SCL, too.
     """
     config, study = configs.load_config(name), configs.load_study(name)
-    book = Book(folder / f"{name}.json")
+    book = Book(folder / f"{name}.json", scratch / name)
     if not config.validation:
         raise ValueError("a study chooses on the validation split; validation is 0")
     book.open(config)
     book.save(name=name, study=dataclasses.asdict(study))
 
-    data = load(config.dataset, validation=config.validation, data_dir=data_dir)
+    data = _examples(config, data_dir)
     dense, scl = _choose(book, config, study, data)
 
-    everything = load(config.dataset, validation=0, data_dir=data_dir)
-    rows = []
+    everything = _examples(dataclasses.replace(config, validation=0), data_dir)
 
-    def test(method: str, target: float | None, settings: Settings) -> None:
+    def test(method: str, settings: Settings) -> Task:
         final = dataclasses.replace(config, validation=0, **settings)
-        records = book.run("test", method, final, everything, config_seeds(config))
-        rows.append(_summary(method, target, records))
+        return Task("test", method, final, config_seeds(config))
 
     rate = {"learning_rate": config.learning_rate}
     same = [{"pixels": settings["pixels"], **rate} for settings in scl.values()]
-    for settings in _unique([*same, dense]):
-        test("dense", None, settings)
-    for target, settings in scl.items():
-        test("scl", target, settings)
-    book.save(summary=rows)
+    tasks = [(None, test("dense", settings)) for settings in _unique([*same, dense])]
+    tasks += [(target, test("scl", settings)) for target, settings in scl.items()]
+    book.run([task for _, task in tasks], everything)
+    book.save(
+        summary=[
+            _summary(task.method, target, book.records(task)) for target, task in tasks
+        ]
+    )
+
+
+def _examples(config: Config, data_dir: str | None) -> Dataset:
+    if config.dataset == "imagenet2012":
+        from experiments.imagenet import open_streams  # importing it takes seconds
+
+        return open_streams(config, data_dir)
+    return load(config.dataset, validation=config.validation, data_dir=data_dir)
 
 
 def _choose(
@@ -143,30 +87,33 @@ def _choose(
     """Return the settings of dense, and those of SCL for each target."""
     seeds = range(1000, 1000 + study.seeds)  # seeds that are not tested
 
-    def validate(method: str, settings: Settings) -> tuple[float, float]:
-        changed = dataclasses.replace(config, **settings)
-        records = book.run("validation", method, changed, data, seeds)
-        return _mean(records, "accuracy"), _sparsity(records)[0]
-
-    def grid(field: str, values: Sequence[float]) -> list[Settings]:
+    def grid(method: str, field: str, values: Sequence[float]) -> list[Any]:
         pairs = itertools.product(study.pixels, values)
-        return [{"pixels": pixels, field: value} for pixels, value in pairs]
+        many = [{"pixels": pixels, field: value} for pixels, value in pairs]
+        return [
+            (Task("validation", method, dataclasses.replace(config, **s), seeds), s)
+            for s in many
+        ]
 
-    dense = [
-        (validate("dense", s)[0], s)
-        for s in grid("learning_rate", study.learning_rates)
-    ]
-    tried = [(*validate("scl", s), s) for s in grid("penalty", study.penalties)]
+    of_dense = grid("dense", "learning_rate", study.learning_rates)
+    of_scl = grid("scl", "penalty", study.penalties)
+    book.run([task for task, _ in of_dense + of_scl], data)
+
+    def accuracy(trial: tuple[Task, Settings]) -> float:
+        return _mean(book.records(trial[0]), "accuracy")
+
     scl = {}
     for target in study.targets:
-        reaching = [(a, s) for a, sparsity, s in tried if sparsity >= target]
+        reaching = [
+            trial for trial in of_scl if _sparsity(book.records(trial[0]))[0] >= target
+        ]
         if not reaching:
             raise ValueError(
                 f"no penalty of the study reaches a sparsity of {target} on "
                 "validation; add a larger one"
             )
-        scl[target] = max(reaching, key=lambda pair: pair[0])[1]
-    return max(dense, key=lambda pair: pair[0])[1], scl
+        scl[target] = max(reaching, key=accuracy)[1]
+    return max(of_dense, key=accuracy)[1], scl
 
 
 def _unique(many: Iterable[Settings]) -> list[Settings]:
@@ -211,9 +158,34 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("name", choices=configs.names())
     parser.add_argument("--data-dir", help="folder of prepared TFDS data sets")
+    parser.add_argument("--jobs", type=int, default=1, help="processes; 1 if left out")
     arguments = parser.parse_args(argv)
+    if arguments.jobs < 1:
+        parser.error(f"--jobs must be at least 1; got {arguments.jobs}")
+    if arguments.jobs > 1:
+        return _share(arguments)
     run_study(arguments.name, data_dir=arguments.data_dir)
     return 0
+
+
+def _share(arguments: argparse.Namespace) -> int:
+    """Run the study in several processes that share its runs.
+
+    Returns:
+      The worst exit code; that of a process that was killed is negative.
+    """
+    command = [sys.executable, "-m", "experiments.study", arguments.name]
+    if arguments.data_dir:
+        command += ["--data-dir", arguments.data_dir]
+    # Each would take three quarters of the accelerator's memory.
+    environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ}
+    jobs = [subprocess.Popen(command, env=environment) for _ in range(arguments.jobs)]
+    try:
+        return max((job.wait() for job in jobs), key=abs)
+    finally:
+        for job in jobs:
+            job.terminate()  # does nothing to one that has ended
+            job.wait()
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import Any
 from experiments import configs
 from experiments.outcome import as_markdown
 from experiments.study import RESULTS
+from experiments.tradeoff import draw_tradeoff
 
 README = Path(__file__).parent.parent / "README.md"
 _START, _END = "<!-- results -->", "<!-- /results -->"
@@ -34,6 +35,12 @@ def between_markers(text: str) -> str:
     if _START not in text or _END not in text:
         raise ValueError(f"README.md must contain {_START} and {_END}")
     return text.partition(_START)[2].partition(_END)[0].strip()
+
+
+def has_layers(book: dict[str, Any]) -> bool:
+    """Tell whether a study kept what is left of each layer."""
+    tested = [run for run in book["runs"].values() if run["stage"] == "test"]
+    return all("layers" in run for run in tested)
 
 
 def _studies(folder: Path) -> list[Path]:
@@ -70,10 +77,15 @@ def _study(book: dict[str, Any]) -> str:
             ]
         )
     seeds = len(rows[0]["seeds"])
+    figure = (
+        f"; [figure](experiments/results/{book['name']}.png)"
+        if has_layers(book)
+        else ""
+    )
     return (
         f"**{configs.summary(book['name'])}** {config['epochs']} epochs, {seeds} "
         f"seeds, {versions['device']}, jax {versions['jax']}; "
-        f"`python -m experiments.study {book['name']}`\n\n"
+        f"`python -m experiments.study {book['name']}`{figure}\n\n"
         f"{as_markdown(cells)}"
     )
 
@@ -100,7 +112,11 @@ def _bench(bench: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Put the results into the README."""
+    """Put the results into the README, and draw their figures."""
+    for path in _studies(RESULTS):
+        book = json.loads(path.read_text())
+        if "summary" in book and has_layers(book):
+            draw_tradeoff(book, path.with_suffix(".png"))
     text = README.read_text()
     between_markers(text)
     head, _, rest = text.partition(_START)

@@ -1,35 +1,44 @@
-"""The training loop: one jitted scan over an epoch, the same for every method."""
+"""The training loop: the same for every method, data set and number of devices."""
 
-import functools
+import dataclasses
+import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-from flax.traverse_util import flatten_dict
+from jax.experimental import multihost_utils
 
-import scl_jax
-from experiments.config import Config
-from experiments.data import IMAGE_SHAPE, PIXELS, Dataset, Split
-from experiments.methods import METHODS, Method
-from experiments.models import MODELS
+from experiments.checkpoint import Checkpoints
+from experiments.config import Config, identity
+from experiments.data import Dataset
+from experiments.evaluate import evaluate
+from experiments.feed import each, make_feed, next_key
+from experiments.health import (
+    Layer,
+    all_finite,
+    collapse,
+    kernel_counts,
+    make_examination,
+)
+from experiments.mesh import make_mesh, replicated
+from experiments.methods import METHODS
+from experiments.network import make_network
+from experiments.step import (
+    Objective,
+    TrainState,
+    make_initial,
+    make_run,
+)
 
 PyTree = Any
+log = logging.getLogger(__name__)
 
 
 class TrainingError(RuntimeError):
     """A training that cannot go on; the message says where and why."""
-
-
-class TrainState(NamedTuple):
-    """What an epoch takes and returns; its buffers are donated."""
-
-    trained: PyTree  # what the method trains: weights, mask variables
-    opt_state: PyTree
-    key: jax.Array  # orders the examples of the epochs to come
 
 
 class Metrics(NamedTuple):
@@ -47,12 +56,25 @@ class Metrics(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """What a training leaves."""
+    """What a training leaves, on every device."""
 
     seed: int
     trained: PyTree
+    statistics: PyTree  # of normalization layers
     folded: PyTree  # plain parameters
     history: list[Metrics]
+
+
+@dataclasses.dataclass
+class Progress:
+    """Where a training is; what a checkpoint holds."""
+
+    state: TrainState
+    key: np.ndarray  # data of the key that orders the examples of the epoch at hand
+    step: int  # taken, of the whole training
+    history: list[Metrics]
+    # Of the epoch at hand: sums over its steps of loss and accuracy, and seconds.
+    sums: tuple[float, ...]
 
 
 def train(
@@ -60,80 +82,45 @@ def train(
     data: Dataset,
     method: str,
     *,
-    seeds: Sequence[int] | None = None,
+    seeds: Iterable[int] | None = None,
     on_epoch: Callable[[Metrics], None] = lambda metrics: None,
+    folder: Path | None = None,
 ) -> Iterator[Trained]:
     """Train a network once per seed, one after the other, with one compilation.
 
     Two methods with the same seed start from the same weights and see the
-    examples in the same order. A seed repeats bit for bit on the same machine.
+    examples in the same order. A seed repeats bit for bit on the same machine,
+    also if it was killed and taken up again from its last checkpoint.
 
     Args:
       config: the experiment.
       data: what `experiments.data.load` gives; the test split is not touched.
       method: a name in `experiments.methods.METHODS`.
       seeds: the seeds; those of the config by default.
-      on_epoch: called after each epoch.
+      on_epoch: called after each epoch; also for those of a run that is taken up.
+      folder: where checkpoints are kept, in METHOD-seedN; nowhere by default.
 
     Yields:
       A `Trained` per seed, as each is done.
 
     Raises:
-      ValueError: if the training split is smaller than one batch.
-      TrainingError: if the loss is no longer finite.
+      ValueError: if the training split is smaller than one batch, or the devices do
+        not divide a batch, or there are not as many as the config says.
+      TrainingError: if numbers are no longer finite.
+      CheckpointError: if a checkpoint cannot be written, or none can be taken up.
     """
-    examples = len(data.train.labels)
-    if examples < config.batch_size:
-        raise ValueError(
-            f"batch_size must be at most the number of training examples, {examples}; "
-            f"got {config.batch_size}"
-        )
-    steps = config.epochs * (examples // config.batch_size)
-    network = make_network(config)
-    way = METHODS[method](config, steps)
-    run_epoch = make_epoch(network, way, config.batch_size)
-    fold = jax.jit(way.fold)
-    split = jax.tree.map(jnp.asarray, data.train)
-
+    training = _Training(config, data, method)
     for seed in config_seeds(config) if seeds is None else seeds:
-        state = initial_state(network, way, seed)
-        history = []
-        for epoch in range(1, config.epochs + 1):
-            start = time.perf_counter()
-            state, (loss, accuracy) = run_epoch(state, split)
-            wait_until_ready(loss)
-            seconds = time.perf_counter() - start
-            folded = fold(state.trained)
-            nnz, weights = kernel_counts(folded)
-            held_out = len(data.validation.labels) > 0
-            metrics = Metrics(
-                method=way.name,
-                seed=seed,
-                epoch=epoch,
-                loss=float(loss),
-                train_accuracy=float(accuracy),
-                validation_accuracy=(
-                    evaluate(network, folded, data.validation) if held_out else None
-                ),
-                nnz=nnz,
-                sparsity=1 - nnz / weights,
-                seconds=seconds,
-            )
-            history.append(metrics)
-            on_epoch(metrics)
-            if not np.isfinite(metrics.loss):
-                raise TrainingError(
-                    f"the loss of {way.name}, seed {seed}, is {metrics.loss} in epoch "
-                    f"{epoch}: the learning rate {config.learning_rate:g} or the mask "
-                    f"learning rate {config.mask_learning_rate:g} is too high"
-                )
-        # No loss is computed after the last step: only the parameters show it.
-        if not all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.trained)):
-            raise TrainingError(
-                f"the parameters of {way.name}, seed {seed}, are not finite after the "
-                "last step"
-            )
-        yield Trained(seed, state.trained, folded, history)
+        if folder is None:
+            yield training.run(seed, None, on_epoch)
+            continue
+        where = folder / f"{method}-seed{seed}"
+        checkpoints = Checkpoints(where, training.identity(seed))
+        try:
+            trained = training.run(seed, checkpoints, on_epoch)
+        finally:
+            checkpoints.close()  # before it is yielded: nothing is being written then
+        yield trained
 
 
 def config_seeds(config: Config) -> range:
@@ -141,149 +128,166 @@ def config_seeds(config: Config) -> range:
     return range(config.seed, config.seed + config.seeds)
 
 
-class Network(NamedTuple):
-    """A network as two functions."""
+class _Training:
+    """One method on one data set, compiled once for all seeds."""
 
-    init: Callable[[jax.Array], PyTree]  # key -> parameters
-    apply: Callable[[PyTree, jax.Array], jax.Array]  # uint8 images -> logits
+    def __init__(self, config: Config, data: Dataset, method: str):
+        self.config, self.data = config, data
+        self.mesh = make_mesh(config.devices, config.model_parallel)
+        self.feed = make_feed(config, data.train, self.mesh)
+        self.steps = config.epochs * self.feed.steps
+        self.network = make_network(config)
+        self.method = METHODS[method](config, self.steps)
+        self.objective = Objective(self.network, self.method, config.label_smoothing)
+        self.initial, self.template = make_initial(self.objective, self.mesh)
+        self.run_steps = make_run(self.objective, self.feed, self.mesh)
+        # What the host looks at is gathered, on all devices.
+        everywhere = replicated(self.mesh)
+        self.fold = jax.jit(self.method.fold, out_shardings=everywhere)
+        self.gather = jax.jit(lambda tree: tree, out_shardings=everywhere)
+        self.sample = self.feed.sample()
+
+    def identity(self, seed: int) -> dict[str, Any]:
+        """Return what a checkpoint must agree with to be taken up."""
+        return {
+            "method": self.method.name,
+            "seed": seed,
+            "steps": self.steps,
+            "config": identity(self.config),
+        }
+
+    def run(
+        self,
+        seed: int,
+        checkpoints: Checkpoints | None,
+        on_epoch: Callable[[Metrics], None],
+    ) -> Trained:
+        """Train one seed from its start, or its last checkpoint, to its end."""
+        at = self.start(seed, checkpoints)
+        if at.step:
+            log.info(
+                "%s, seed %d: going on after step %d of %d",
+                *(self.method.name, seed, at.step, self.steps),
+            )
+        for metrics in at.history:
+            on_epoch(metrics)
+        warned: set[str] = set()
+        saved = time.monotonic()
+        while at.step < self.steps:
+            if not self.advance(seed, at):
+                raise TrainingError(self.diagnosis(seed, at.step, checkpoints))
+            folded = self.fold(at.state.trained)
+            counts = kernel_counts(folded)
+            found = collapse(
+                self.network, folded, at.state.statistics, self.sample, counts
+            )
+            for words in sorted({*found} - warned):
+                log.warning(
+                    "%s, seed %d, step %d: %s", self.method.name, seed, at.step, words
+                )
+            warned.update(found)
+            epoch_ends = at.step % self.feed.steps == 0
+            if epoch_ends:
+                self.end_epoch(seed, at, folded, counts)
+            due = time.monotonic() - saved >= self.config.checkpoint_every
+            if checkpoints and (agreed(due) or at.step == self.steps):
+                record = {"key": at.key.tolist(), "history": at.history}
+                checkpoints.save(at.step, at.state, {**record, "sums": at.sums})
+                saved = time.monotonic()
+            if epoch_ends:
+                on_epoch(at.history[-1])
+        trained, statistics = self.gather((at.state.trained, at.state.statistics))
+        return Trained(seed, trained, statistics, self.fold(trained), at.history)
+
+    def start(self, seed: int, checkpoints: Checkpoints | None) -> Progress:
+        """Return the beginning of a training, or where its last checkpoint is."""
+        init_key, order_key = jax.random.split(jax.random.key(seed))
+        found = checkpoints and checkpoints.restore(self.template)
+        if not found:
+            key = np.asarray(jax.random.key_data(order_key))
+            return Progress(self.initial(init_key), key, 0, [], (0.0, 0.0, 0.0))
+        record = found.record
+        return Progress(
+            state=found.state,
+            key=np.array(record["key"], np.uint32),
+            step=found.step,
+            history=[Metrics(*metrics) for metrics in record["history"]],
+            sums=tuple(record["sums"]),
+        )
+
+    def items(self, seed: int, at: Progress) -> tuple[Any, int]:
+        """Return the items from here to the next look, and how many they are."""
+        epoch, done = divmod(at.step, self.feed.steps)
+        stop = min(self.feed.steps, done + (self.config.look_every or self.feed.steps))
+        return self.feed.items(seed, at.key, epoch, done, stop), stop - done
+
+    def advance(self, seed: int, at: Progress) -> bool:
+        """Take the steps up to the next look; tell whether all is finite."""
+        began = time.perf_counter()
+        items, count = self.items(seed, at)
+        at.state, seen = self.run_steps(at.state, items)
+        finite = np.isfinite(seen.loss).all() and all_finite(at.state)
+        at.step += count
+        news = (seen.loss.sum(), seen.accuracy.sum(), time.perf_counter() - began)
+        at.sums = tuple(float(a + b) for a, b in zip(at.sums, news, strict=True))
+        return bool(finite)
+
+    def end_epoch(
+        self, seed: int, at: Progress, folded: PyTree, counts: dict[str, Layer]
+    ) -> None:
+        """Turn the sums of an epoch into its metrics, and turn to the next one."""
+        held_out = self.data.validation
+        accuracy = evaluate(
+            self.network, folded, at.state.statistics, held_out, self.mesh
+        )
+        nnz = sum(layer.nnz for layer in counts.values())
+        loss, train_accuracy, seconds = at.sums
+        at.history.append(
+            Metrics(
+                method=self.method.name,
+                seed=seed,
+                epoch=at.step // self.feed.steps,
+                loss=loss / self.feed.steps,
+                train_accuracy=train_accuracy / self.feed.steps,
+                validation_accuracy=accuracy,
+                nnz=nnz,
+                sparsity=1 - nnz / sum(layer.size for layer in counts.values()),
+                seconds=seconds,
+            )
+        )
+        at.key, at.sums = np.asarray(next_key(at.key)), (0.0, 0.0, 0.0)
+
+    def diagnosis(self, seed: int, stop: int, checkpoints: Checkpoints | None) -> str:
+        """Repeat the steps up to `stop`, and say where numbers cease to be finite."""
+        name = f"{self.method.name}, seed {seed}"
+        at = self.start(seed, checkpoints)
+        last_good = (
+            f"the last good checkpoint is step {at.step} in {checkpoints.folder}"
+            if checkpoints and at.step
+            else "there is no checkpoint before it"
+        )
+        log.info("%s: not finite; looking for the place from step %d", name, at.step)
+        examine = make_examination(self.objective, self.feed)
+        where = f"step {stop}, but not when repeated one by one"
+        while at.step < stop:
+            items, _ = self.items(seed, at)
+            for item in each(items):
+                at.state, place = examine(at.state, item)
+                at.step += 1
+                if place:
+                    epoch = (at.step - 1) // self.feed.steps + 1
+                    where = f"step {at.step} (epoch {epoch}), beginning with {place}"
+                    stop = at.step
+                    break
+            if at.step % self.feed.steps == 0:
+                at.key = np.asarray(next_key(at.key))
+        return (
+            f"{name}: numbers are no longer finite at {where}; {last_good}. The "
+            f"learning rate {self.config.learning_rate:g} or the mask learning rate "
+            f"{self.config.mask_learning_rate:g} may be too high"
+        )
 
 
-@functools.cache
-def make_network(config: Config) -> Network:
-    """Return the network of a config, from bytes to logits; equal ones are shared."""
-    model = MODELS[config.model]()
-
-    standardized = config.pixels == "standardized"
-    mean, deviation = PIXELS[config.dataset] if standardized else (0.0, 1.0)
-
-    def as_input(images):
-        return (images.astype(jnp.float32) / 255 - mean) / deviation
-
-    def init(key):
-        images = jnp.zeros((1, *IMAGE_SHAPE), jnp.uint8)
-        return model.init(key, as_input(images))["params"]
-
-    def apply(params, images) -> Any:
-        return model.apply({"params": params}, as_input(images))
-
-    return Network(init, apply)
-
-
-def initial_state(network: Network, method: Method, seed: int) -> TrainState:
-    """Initialize network, method and optimizer from one seed."""
-    init_key, order_key = jax.random.split(jax.random.key(seed))
-    trained = method.wrap(network.init(init_key))
-    return TrainState(trained, method.tx.init(trained), order_key)
-
-
-def make_epoch(
-    network: Network, method: Method, batch_size: int
-) -> Callable[[TrainState, Split], tuple[TrainState, tuple[jax.Array, jax.Array]]]:
-    """Return the function that trains one epoch: one jitted scan over its steps.
-
-    Returns:
-      A function (state, split) -> (state, (mean loss, accuracy)). The split's
-      images are uint8 on the device; a last batch that is not full is left out.
-      The state's buffers are donated.
-    """
-
-    def loss_fn(trained, images, labels):
-        params = method.effective(trained)
-        logits = network.apply(params, images)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        loss = losses.mean()
-        correct = (logits.argmax(-1) == labels).mean()
-        return loss + method.penalty(trained), (loss, correct)
-
-    def step(carry, split, indices):
-        trained, opt_state = carry
-        batch = split.images[indices], split.labels[indices]
-        gradient, seen = jax.grad(loss_fn, has_aux=True)(trained, *batch)
-        updates, opt_state = method.tx.update(gradient, opt_state, trained)
-        return (optax.apply_updates(trained, updates), opt_state), seen
-
-    def scan(carry, split, order):
-        return jax.lax.scan(lambda c, indices: step(c, split, indices), carry, order)
-
-    def dispatch_steps(carry, split, order):
-        seen = []
-        for indices in order:
-            carry, step_seen = jitted_step(carry, split, indices)
-            seen.append(step_seen)
-        return carry, jax.tree.map(lambda *xs: jnp.stack(xs), *seen)
-
-    jitted_step = jax.jit(step, donate_argnums=0)
-    run_steps = (
-        dispatch_steps if slow_in_scan(network) else jax.jit(scan, donate_argnums=0)
-    )
-
-    def epoch(state: TrainState, split: Split):
-        key, order = shuffle(state.key, len(split.labels), batch_size)
-        carry, seen = run_steps((state.trained, state.opt_state), split, order)
-        loss, accuracy = jax.tree.map(jnp.mean, seen)
-        trained, opt_state = carry
-        return TrainState(trained, opt_state, key), (loss, accuracy)
-
-    return epoch
-
-
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def shuffle(
-    key: jax.Array, examples: int, batch_size: int
-) -> tuple[jax.Array, jax.Array]:
-    """Return the next key and an epoch's order, indices of shape (steps, batch)."""
-    key, order_key = jax.random.split(key)
-    order = jax.random.permutation(order_key, examples)
-    steps = examples // batch_size
-    return key, order[: steps * batch_size].reshape(steps, batch_size)
-
-
-def slow_in_scan(network: Network) -> bool:
-    """Tell whether a network is better dispatched step by step than scanned.
-
-    XLA's CPU backend computes the gradients of convolutions several times more
-    slowly in the body of a loop, LeNet-5's about six times (JAX issue 12868).
-    """
-    if jax.default_backend() != "cpu":
-        return False
-    params = jax.eval_shape(network.init, jax.random.key(0))
-    images = jax.ShapeDtypeStruct((1, *IMAGE_SHAPE), jnp.uint8)
-    return "conv_general_dilated" in str(jax.make_jaxpr(network.apply)(params, images))
-
-
-def evaluate(network: Network, params: PyTree, split: Split) -> float:
-    """Return the accuracy, 0..1, of plain parameters on a split."""
-    correct = _correct(network, params, jax.tree.map(jnp.asarray, split))
-    wait_until_ready(correct)
-    return int(correct) / len(split.labels)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _correct(network: Network, params: PyTree, split: Split) -> jax.Array:
-    """Count the examples classified correctly."""
-
-    def one(example):
-        image, label = example
-        return network.apply(params, image[None])[0].argmax(-1) == label
-
-    return jnp.sum(jax.lax.map(one, tuple(split), batch_size=1000))
-
-
-def kernel_counts(params: PyTree) -> tuple[int, int]:
-    """Return how many kernel weights are nonzero, and how many there are."""
-    leaves: dict[str, Any] = flatten_dict(params, sep="/")
-    chosen = [leaf for path, leaf in leaves.items() if scl_jax.kernels(path, leaf)]
-    return (
-        sum(int(jnp.count_nonzero(leaf)) for leaf in chosen),
-        sum(leaf.size for leaf in chosen),
-    )
-
-
-def wait_until_ready(x: Any) -> None:
-    """Wait for a result, and hear Ctrl-C meanwhile.
-
-    Blocking in the runtime would hold the interrupt back until the end of the
-    epoch.
-    """
-    while not x.is_ready():
-        time.sleep(0.005)
+def agreed(mine: bool) -> bool:
+    """Return what the first process says: clocks differ, and all must save or none."""
+    return bool(multihost_utils.broadcast_one_to_all(np.array(mine)))

@@ -1,25 +1,22 @@
 """The benchmark: what is timed, and what the numbers are ratios of."""
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
-import jax.numpy as jnp
+import numpy as np
 import pytest
-from flax import linen as nn
+from tiny import Linear, images
 
 from experiments import bench
 from experiments.config import Config
-from experiments.data import Split
 from experiments.models import MODELS
-from experiments.train import TrainState, make_network
+from experiments.network import make_network
+from experiments.step import TrainState
 
-CONFIG = Config(dataset="fashion_mnist", model="lenet300", epochs=10, batch_size=4)
-
-
-class Linear(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        return nn.Dense(10)(x.reshape(x.shape[0], -1))
+CONFIG = Config(
+    dataset="fashion_mnist", model="lenet300", epochs=10, batch_size=4, devices=1
+)
 
 
 @pytest.fixture
@@ -37,7 +34,7 @@ def test_row_holds_medians_and_the_spread_of_the_ratios(linear, monkeypatch):
     turns = []
 
     def timer(config, method, split):
-        assert split.images.shape == (5 * 4, 28, 28, 1)
+        assert split.inputs.shape == (5 * 4, 28, 28, 1)
         times = iter(seconds[method])
 
         def epoch():
@@ -58,34 +55,37 @@ def test_row_holds_medians_and_the_spread_of_the_ratios(linear, monkeypatch):
     assert row["floor_bytes"] == 36 * 7840
 
 
-def test_timer_spans_an_epoch_and_leaves_compilation_out(linear, monkeypatch):
+@pytest.mark.parametrize(
+    ("devices", "model_parallel", "mesh"), [(1, 1, (1, 1)), (8, 2, (4, 2))]
+)
+def test_timer_spans_an_epoch_and_leaves_compilation_out(
+    linear, monkeypatch, devices, model_parallel, mesh
+):
     clock = SimpleNamespace(now=0.0)
     spent = iter([100.0, 3.0, 4.0])
-    waited = []
+    states = []
 
-    class Pending:
-        """A loss that is ready one second after it was dispatched."""
+    def make_run(objective, feed, used):
+        assert objective.method.name == "scl"
+        assert used.devices.shape == mesh
 
-    def make_epoch(network, way, batch_size):
-        def epoch(state, split):
+        def run(state, items):
             assert isinstance(state, TrainState)
+            order, _ = items
+            assert sorted(np.ravel(order).tolist()) == list(range(8))
+            states.append(state)
             clock.now += next(spent)
-            return state, (Pending(), None)
+            return TrainState(*state), None
 
-        return epoch
-
-    def wait(loss):
-        assert isinstance(loss, Pending)
-        waited.append(loss)
-        clock.now += 1
+        return run
 
     monkeypatch.setattr(bench, "time", SimpleNamespace(perf_counter=lambda: clock.now))
-    monkeypatch.setattr(bench, "make_epoch", make_epoch)
-    monkeypatch.setattr(bench, "wait_until_ready", wait)
-    split = Split(jnp.zeros((8, 28, 28, 1), jnp.uint8), jnp.zeros(8, jnp.int32))
-    epoch = bench.epoch_timer(CONFIG, "scl", split)
-    assert [epoch(), epoch()] == [4.0, 5.0]
-    assert len(waited) == 3
+    monkeypatch.setattr(bench, "make_run", make_run)
+    config = dataclasses.replace(CONFIG, devices=devices, model_parallel=model_parallel)
+    epoch = bench.epoch_timer(config, "scl", images(8))
+    assert [epoch(), epoch()] == [3.0, 4.0]
+    # Each epoch goes on from where the one before left off.
+    assert len({id(state) for state in states}) == 3
 
 
 def test_numbers_are_printed_and_written(linear, monkeypatch, tmp_path, capsys):

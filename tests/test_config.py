@@ -1,40 +1,47 @@
-"""Settings: what values a config may have, and that every shipped config is sound."""
+"""Settings: what values a config may have, alone and together."""
 
 import dataclasses
-import importlib
 import math
-from pathlib import Path
 
 import pytest
 
 import scl_jax
-from experiments import configs
-from experiments.config import Config, parse_ste
-from experiments.study import _key
+from experiments.config import Config, identity, parse_ste
+from experiments.data import ABOUT
+from experiments.models import MODELS
 
 # Written down again, so that a range that moves is noticed.
 INTEGERS = {
-    "validation": (0, 60_000),
+    "validation": (0, 1_000_000),
     "epochs": (1, 100_000),
     "batch_size": (1, 100_000),
+    "minimum_connections": (0, 2**31),
+    "devices": (0, 100_000),
+    "model_parallel": (1, 100_000),
+    "look_every": (0, 2**31),
     "seed": (0, 2**31),
     "seeds": (1, 1001),
 }
 NUMBERS = {
     "momentum": (0, 1),
     "weight_decay": (0, 1),
+    "label_smoothing": (0, 1),
     "penalty": (0, 1),
     "mask_momentum": (0, 1),
     "mask_initial": (-100, 100),
+    "warmup_epochs": (0, 1000),
+    "checkpoint_every": (0, 1e6),
 }
 ABOVE = {"learning_rate": (0, 100), "mask_learning_rate": (0, 1000)}
-OTHERS = {"freeze_at"}  # (0, 1], below
+OTHERS = {"freeze_at", "image_size"}  # (0, 1] and [0, 4096], below
 
 TINIEST, BELOW_ONE = math.ulp(0.0), math.nextafter(1.0, 0.0)
 
 
 def make(**settings):
-    return Config(**{"dataset": "mnist5k", "model": "lenet300", **settings})
+    """Return a config; many epochs, so that there can be as many to warm up."""
+    some = {"dataset": "mnist5k", "model": "lenet300", "epochs": 5000}
+    return Config(**{**some, **settings})
 
 
 def refused(field, value, bounds):
@@ -53,8 +60,7 @@ def test_every_ranged_field_is_in_the_tables_above():
 @pytest.mark.parametrize("field", INTEGERS)
 def test_integers_end_below_their_upper_bound(field):
     low, high = INTEGERS[field]
-    step = 10 if field == "validation" else 1
-    for value in (low, high - step):
+    for value in (low, high - 1):
         assert getattr(make(**{field: value}), field) == value
     for value in (low - 1, high, -1, 10 * high, math.nan, math.inf):
         refused(field, value, f"an integer in [{low}, {high})")
@@ -86,7 +92,7 @@ def test_rates_begin_above_zero(field):
         refused(field, value, f"a number in ({low}, {high})")
 
 
-@pytest.mark.parametrize("field", [*NUMBERS, *ABOVE, *OTHERS])
+@pytest.mark.parametrize("field", [*NUMBERS, *ABOVE, "freeze_at"])
 @pytest.mark.parametrize("value", ["0.5", None, True, (0.5,), 0.5j])
 def test_only_numbers_are_numbers(field, value):
     refused(field, value, "a number in ")
@@ -103,20 +109,23 @@ def test_masks_cannot_be_frozen_after_the_end_by_a_hair():
     refused("freeze_at", math.nextafter(1.0, 2.0), "a number in (0, 1]")
 
 
-def test_validation_takes_as_many_of_each_class():
-    assert make(validation=50).validation == 50
-    for value in (1, 55, 59_999):
-        with pytest.raises(ValueError, match=f"validation .*multiple of 10.*{value}"):
-            make(validation=value)
+def test_side_of_the_images_of_imagenet_may_be_any_up_to_a_limit():
+    for value in (0, 1, 4096):
+        config = make(dataset="imagenet2012", image_size=value)
+        assert config.image_size == value
+    for value in (-1, 4097, 64.0, True):
+        refused("image_size", value, "an integer in [0, 4096]")
 
 
 @pytest.mark.parametrize(
     ("field", "known"),
     [
-        ("dataset", ("mnist5k", "mnist", "fashion_mnist")),
-        ("model", ("lenet300", "lenet5")),
         ("pixels", ("unit", "standardized")),
+        ("augment", ("none", "crop_flip")),
+        ("optimizer", ("sgd", "adamw")),
         ("norm", ("rms", "l2", "max", "none")),
+        ("mask_dtype", ("float32", "bfloat16")),
+        ("compute", ("float32", "bfloat16")),
     ],
 )
 @pytest.mark.parametrize("value", ["nothing_known", None, 3])
@@ -127,6 +136,67 @@ def test_words_are_among_the_known_ones(field, known, value):
         make(**{field: value})
     for word in (*known, repr(value)):
         assert word in str(raised.value)
+
+
+@pytest.mark.parametrize(("field", "known"), [("dataset", ABOUT), ("model", MODELS)])
+@pytest.mark.parametrize("value", ["nothing_known", "", None, 3])
+def test_data_set_and_model_are_among_those_there_are(field, known, value):
+    assert len(known) >= 7
+    with pytest.raises(ValueError, match=f"^{field} must be one of ") as raised:
+        make(**{field: value})
+    for word in (*known, repr(value)):
+        assert word in str(raised.value)
+
+
+# Settings that contradict each other
+
+
+@pytest.mark.parametrize("dataset", ABOUT)
+@pytest.mark.parametrize("model", MODELS)
+def test_text_is_read_by_the_language_model_and_images_by_the_others(dataset, model):
+    if (dataset == "python_docs") == (model == "language_model"):
+        config = make(dataset=dataset, model=model)
+        assert (config.dataset, config.model) == (dataset, model)
+    else:
+        with pytest.raises(ValueError, match=f"^model .*{dataset} is .*, got {model}"):
+            make(dataset=dataset, model=model)
+
+
+@pytest.mark.parametrize("dataset", ["mnist5k", "cifar10"])
+def test_side_of_images_that_have_their_own_is_refused(dataset):
+    with pytest.raises(ValueError, match=f"^image_size .*got 64 for {dataset}"):
+        make(dataset=dataset, image_size=64)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "model"),
+    [("imagenet2012", "resnet50"), ("python_docs", "language_model")],
+)
+def test_augmentation_that_would_do_nothing_or_harm_is_refused(dataset, model):
+    assert make(dataset="cifar100", augment="crop_flip").augment == "crop_flip"
+    with pytest.raises(ValueError, match=f"^augment .*'crop_flip' for {dataset}"):
+        make(dataset=dataset, model=model, augment="crop_flip")
+
+
+def test_warm_up_ends_before_the_training():
+    assert make(epochs=3, warmup_epochs=2.5).warmup_epochs == 2.5
+    for value in (3, 3.0, 4):
+        with pytest.raises(ValueError, match=r"^warmup_epochs must be less than .*3"):
+            make(epochs=3, warmup_epochs=value)
+
+
+# What a training is known by
+
+
+def test_identity_leaves_out_what_changes_no_training_and_nothing_else():
+    fields = {field.name for field in dataclasses.fields(Config)}
+    free = {"seed", "seeds"}
+    free |= {"devices", "model_parallel", "look_every", "checkpoint_every"}
+    config = make(penalty=3e-6)
+    assert identity(config) == {x: getattr(config, x) for x in fields - free}
+    other = dict.fromkeys(free, 2)
+    assert identity(make(penalty=3e-6, **other)) == identity(config)
+    assert identity(make(penalty=4e-6)) != identity(config)
 
 
 def test_unknown_and_missing_fields_are_refused_by_name():
@@ -220,66 +290,3 @@ def test_estimator_without_a_parameter_is_refused_one_in_words(text):
 def test_estimator_that_is_no_text_is_refused_by_name(value):
     with pytest.raises(ValueError, match=r"^ste must be"):
         make(ste=value)
-
-
-# The shipped experiments
-
-
-def test_names_are_those_of_the_files():
-    folder = Path(configs.__file__).parent
-    files = sorted(path.stem for path in folder.glob("*.py"))
-    assert ["__init__", *configs.names()] == files
-    assert "mnist5k_lenet300" in configs.names()
-
-
-@pytest.mark.parametrize("load", [configs.load_config, configs.load_study])
-@pytest.mark.parametrize("name", ["nothing", "", "__init__", "../config"])
-def test_unknown_experiment_is_refused_with_the_known_ones(load, name):
-    with pytest.raises(ValueError, match="config must be one of ") as raised:
-        load(name)
-    for known in (*configs.names(), repr(name)):
-        assert known in str(raised.value)
-
-
-@pytest.mark.parametrize("name", configs.names())
-def test_config_is_of_the_data_and_the_model_in_its_name(name):
-    config = configs.load_config(name)
-    assert name == f"{config.dataset}_{config.model}"
-
-
-@pytest.mark.parametrize("name", configs.names())
-def test_config_has_a_page_in_the_lab_book(name):
-    page = importlib.import_module(f"experiments.configs.{name}").__doc__
-    first, _, rest = page.partition("\n\n")
-    assert first.strip()
-    assert configs.summary(name) == first.strip()
-    assert "placeholder" not in rest
-    # The command, and what it was worth.
-    assert name in rest
-    assert any(character.isdigit() for character in rest)
-
-
-@pytest.mark.parametrize("name", configs.names())
-def test_study_of_a_config_fits_it(name):
-    config, study = configs.load_config(name), configs.load_study(name)
-    assert config.validation > 0  # else there is nothing to choose by
-    assert study.seeds >= 1
-    assert study.targets
-    assert all(0 < target < 1 for target in study.targets)
-    for field, own in (
-        ("penalty", study.penalties),
-        ("learning_rate", study.learning_rates),
-        ("pixels", study.pixels),
-    ):
-        assert len(own) == len(set(own))
-        assert getattr(config, field) in own
-        changed = [dataclasses.replace(config, **{field: value}) for value in own]
-        # A key that rounds must still tell the runs apart.
-        assert len({_key("validation", "scl", c, 0) for c in changed}) == len(own)
-
-
-@pytest.mark.parametrize("name", configs.names())
-def test_seeds_that_choose_are_not_tested(name):
-    config, study = configs.load_config(name), configs.load_study(name)
-    tested = range(config.seed, config.seed + config.seeds)
-    assert not set(tested) & set(range(1000, 1000 + study.seeds))

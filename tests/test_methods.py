@@ -1,30 +1,42 @@
 """What dense and SCL share, and what one step of each does, against NumPy."""
 
-import dataclasses
 import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
+from tiny import config as tiny_config
+from tiny import dataset, host, images, parts, register, standardized
 
 import scl_jax
-from experiments.config import Config
-from experiments.data import PIXELS, Split
-from experiments.methods import METHODS, dense, scl
-from experiments.models import MODELS
-from experiments.train import TrainState, initial_state, make_epoch, make_network
+from experiments.feed import Resident
+from experiments.methods import dense, scl
+from experiments.train import train
 
 EXAMPLES = 20
-CONFIG = Config(
-    dataset="mnist5k",
-    model="lenet300",
-    epochs=8,
-    batch_size=EXAMPLES,
-    penalty=1e-4,
-    mask_learning_rate=0.01,
-)
+
+
+@pytest.fixture(autouse=True)
+def _tiny_networks(monkeypatch):
+    register(monkeypatch)
+
+
+def config(**changes):
+    """Return a config of eight steps on the same batch, its order aside."""
+    defaults = {
+        "epochs": 8,
+        "batch_size": EXAMPLES,
+        "penalty": 1e-4,
+        "momentum": 0.9,
+        "mask_momentum": 0.9,
+        "mask_learning_rate": 0.01,
+        "weight_decay": 0.0,
+        "freeze_at": 0.75,
+    }
+    return tiny_config(**{**defaults, **changes})
+
+
 # The coupled form divides G * W + lambda, the decoupled one G * W alone.
 NORMS = {
     "rms": lambda g: np.sqrt((g**2).mean(axis=0)),
@@ -41,46 +53,10 @@ PROXIES = {
 }
 
 
-class Linear(nn.Module):
-    """One kernel of shape (784, 10), so that NumPy's gradient is one line."""
-
-    @nn.compact
-    def __call__(self, x):
-        return nn.Dense(10, bias_init=nn.initializers.normal(0.1))(
-            x.reshape(x.shape[0], -1)
-        )
-
-
-@pytest.fixture(autouse=True)
-def linear(monkeypatch):
-    """Make the network a linear one."""
-    monkeypatch.setitem(MODELS, "lenet300", Linear)
-    make_network.cache_clear()
-    yield
-    make_network.cache_clear()
-
-
-def examples(count=EXAMPLES, seed=3):
-    random = np.random.default_rng(seed)
-    return Split(
-        random.integers(0, 256, (count, 28, 28, 1)).astype(np.uint8),
-        random.integers(0, 10, count).astype(np.int32),
-    )
-
-
 def start(config, method, seed=0):
     """Return the state before the first step, and the function of an epoch."""
-    split = examples()
-    steps = config.epochs * (len(split.labels) // config.batch_size)
-    way, network = METHODS[method](config, steps), make_network(config)
-    epoch = make_epoch(network, way, config.batch_size)
-    device = jax.tree.map(jnp.asarray, split)
-    return initial_state(network, way, seed), lambda state: epoch(state, device)
-
-
-def host(tree):
-    """Copy to the host: what stays on the device is donated to the next epoch."""
-    return jax.tree.map(lambda leaf: np.array(leaf, copy=True), tree)
+    made = parts(config, images(EXAMPLES), method, seed)
+    return made.state, made.epoch
 
 
 def leaves_of(trained):
@@ -92,11 +68,10 @@ def leaves_of(trained):
     return kernel, bias, np.asarray(trained.masks["Dense_0"]["kernel"], float)
 
 
-def task_gradient(effective, bias, split=None):
+def task_gradient(effective, bias):
     """Return the gradient of the mean cross-entropy: kernel, bias."""
-    split = examples() if split is None else split
-    mean, deviation = PIXELS["mnist5k"]
-    x = (split.images.reshape(len(split.labels), -1) / 255 - mean) / deviation
+    split = images(EXAMPLES)
+    x = standardized(split)
     logits = x @ effective + bias
     odds = np.exp(logits - logits.max(axis=1, keepdims=True))
     difference = odds / odds.sum(axis=1, keepdims=True) - np.eye(10)[split.labels]
@@ -113,38 +88,51 @@ def random_masks(state, seed=0):
 
 
 @pytest.mark.parametrize("seed", [0, 5])
-def test_methods_start_from_the_same_weights_and_the_same_order(seed):
-    plain, _ = start(CONFIG, "dense", seed)
-    masked, _ = start(CONFIG, "scl", seed)
+def test_methods_start_from_the_same_weights(seed):
+    plain, _ = start(config(), "dense", seed)
+    masked, _ = start(config(), "scl", seed)
     jax.tree.map(np.testing.assert_array_equal, plain.trained, masked.trained.weights)
-    np.testing.assert_array_equal(*map(jax.random.key_data, (plain.key, masked.key)))
     np.testing.assert_array_equal(
-        masked.trained.masks["Dense_0"]["kernel"],
-        np.full((784, 10), CONFIG.mask_initial, np.float32),
+        masked.trained.masks["Dense_0"]["kernel"], np.full((784, 10), 0.1, np.float32)
     )
     assert masked.trained.masks["Dense_0"]["bias"] is None
 
 
-def test_seeds_start_from_different_weights_and_orders():
-    first, _ = start(CONFIG, "dense", 0)
-    second, _ = start(CONFIG, "dense", 1)
+def test_methods_see_the_examples_in_the_same_order(monkeypatch):
+    taken = {}
+    items = Resident.items
+
+    def noted(feed, seed, key, *where):
+        taken.setdefault((method, seed), []).append(np.asarray(key).tolist())
+        return items(feed, seed, key, *where)
+
+    monkeypatch.setattr(Resident, "items", noted)
+    for method in ("dense", "scl"):
+        list(train(config(epochs=2, seeds=2), dataset(20), method))
+    assert taken["dense", 7] == taken["scl", 7]
+    assert taken["dense", 8] == taken["scl", 8]
+    every = [*taken["dense", 7], *taken["dense", 8]]
+    assert len({tuple(key) for key in every}) == 4
+
+
+def test_seeds_start_from_different_weights():
+    first, _ = start(config(), "dense", 0)
+    second, _ = start(config(), "dense", 1)
     kernels = [np.asarray(s.trained["Dense_0"]["kernel"]) for s in (first, second)]
     assert (kernels[0] != kernels[1]).mean() > 0.9
-    keys = [jax.random.key_data(s.key).tolist() for s in (first, second)]
-    assert keys[0] != keys[1]
 
 
 def test_scl_without_pruning_trains_as_dense_does():
     # Mask variables far from zero: the masks are all 1 and the paths must be one.
-    config = dataclasses.replace(CONFIG, penalty=0.0, mask_initial=50.0, batch_size=5)
+    settings = config(penalty=0.0, mask_initial=50.0, batch_size=5)
     (plain, plain_epoch), (masked, masked_epoch) = (
-        start(config, method) for method in ("dense", "scl")
+        start(settings, method) for method in ("dense", "scl")
     )
     for _ in range(3):
-        plain, (plain_loss, plain_accuracy) = plain_epoch(plain)
-        masked, (masked_loss, masked_accuracy) = masked_epoch(masked)
-        np.testing.assert_allclose(masked_loss, plain_loss, rtol=1e-5)
-        assert masked_accuracy == plain_accuracy
+        plain, plain_seen = plain_epoch(plain)
+        masked, masked_seen = masked_epoch(masked)
+        np.testing.assert_allclose(masked_seen.loss, plain_seen.loss, rtol=1e-5)
+        np.testing.assert_array_equal(masked_seen.accuracy, plain_seen.accuracy)
     np.testing.assert_allclose(
         masked.trained.weights["Dense_0"]["kernel"],
         plain.trained["Dense_0"]["kernel"],
@@ -165,28 +153,28 @@ def test_scl_without_pruning_trains_as_dense_does():
     ],
 )
 def test_first_step_is_that_of_numpy(ste, norm):
-    config = dataclasses.replace(CONFIG, ste=ste, norm=norm, penalty=1e-3)
-    state, epoch = start(config, "scl")
+    settings = config(ste=ste, norm=norm, penalty=1e-3)
+    state, epoch = start(settings, "scl")
     state = random_masks(state)
     kernel, bias, mask = leaves_of(host(state.trained))
 
     connected = mask >= 0
     gradient, bias_gradient = task_gradient(kernel * connected, bias)
-    mask_gradient = (gradient * kernel + config.penalty) * PROXIES[ste](mask)
+    mask_gradient = (gradient * kernel + settings.penalty) * PROXIES[ste](mask)
     step = mask_gradient / NORMS[norm](mask_gradient)
 
     state, _ = epoch(state)
     new_kernel, new_bias, new_mask = leaves_of(state.trained)
     np.testing.assert_allclose(
         new_kernel,
-        kernel - config.learning_rate * gradient * connected,
+        kernel - settings.learning_rate * gradient * connected,
         rtol=1e-4,
         atol=1e-6,
     )
     np.testing.assert_allclose(
-        new_bias, bias - config.learning_rate * bias_gradient, rtol=1e-4, atol=1e-6
+        new_bias, bias - settings.learning_rate * bias_gradient, rtol=1e-4, atol=1e-6
     )
-    moved = (mask - new_mask) / config.mask_learning_rate
+    moved = (mask - new_mask) / settings.mask_learning_rate
     np.testing.assert_allclose(moved, step, rtol=1e-3, atol=3e-5)
     # Not vacuous: what is left without the penalty is another step.
     without = gradient * kernel * PROXIES[ste](mask)
@@ -195,9 +183,9 @@ def test_first_step_is_that_of_numpy(ste, norm):
 
 
 def test_penalty_alone_moves_every_mask_down():
-    config = dataclasses.replace(CONFIG, penalty=0.5)
-    state, _ = start(config, "scl")
-    way = scl(config, 8)
+    settings = config(penalty=0.5)
+    state, _ = start(settings, "scl")
+    way = scl(settings, 8)
     gradient = jax.grad(way.penalty)(state.trained)
     jax.tree.map(
         lambda leaf: np.testing.assert_array_equal(leaf, np.zeros(leaf.shape)),
@@ -210,18 +198,16 @@ def test_penalty_alone_moves_every_mask_down():
 
 
 def test_dense_has_no_penalty():
-    state, _ = start(CONFIG, "dense")
-    assert dense(CONFIG, 8).penalty(state.trained) == 0
+    state, _ = start(config(), "dense")
+    assert dense(config(), 8).penalty(state.trained) == 0
 
 
 @pytest.mark.parametrize("method", ["dense", "scl"])
 def test_weight_decay_touches_kernels_alone(method):
-    kept, decayed = (
-        dataclasses.replace(CONFIG, weight_decay=decay) for decay in (0.0, 0.25)
-    )
+    kept, decayed = (config(weight_decay=decay) for decay in (0.0, 0.25))
     states = []
-    for config in (kept, decayed):
-        state, epoch = start(config, method)
+    for settings in (kept, decayed):
+        state, epoch = start(settings, method)
         if method == "scl":
             state = random_masks(state)
         before = host(state.trained)
@@ -235,7 +221,7 @@ def test_weight_decay_touches_kernels_alone(method):
     kernels = [np.asarray(w["Dense_0"]["kernel"], float) for w in weights]
     np.testing.assert_allclose(
         kernels[1] - kernels[0],
-        -CONFIG.learning_rate * 0.25 * old["Dense_0"]["kernel"],
+        -config().learning_rate * 0.25 * old["Dense_0"]["kernel"],
         rtol=1e-3,
         atol=1e-6,
     )
@@ -245,8 +231,8 @@ def test_weight_decay_touches_kernels_alone(method):
     ("freeze_at", "moving"), [(0.5, 4), (0.3, 2), (1.0, 8), (0.01, 0)]
 )
 def test_masks_stop_moving_exactly_where_they_are_frozen(freeze_at, moving):
-    config = dataclasses.replace(CONFIG, freeze_at=freeze_at)  # 8 steps
-    state, epoch = start(config, "scl")
+    settings = config(freeze_at=freeze_at)  # 8 steps
+    state, epoch = start(settings, "scl")
     seen = [leaves_of(host(state.trained))]
     for _ in range(8):
         state, _ = epoch(state)
@@ -262,30 +248,30 @@ def test_masks_stop_moving_exactly_where_they_are_frozen(freeze_at, moving):
 
 
 def test_pruned_weight_keeps_its_value():
-    config = dataclasses.replace(CONFIG, momentum=0.0)
-    state, epoch = start(config, "scl")
+    settings = config(momentum=0.0)
+    state, epoch = start(settings, "scl")
     state = random_masks(state)
     kernel, _, mask = leaves_of(host(state.trained))
     state, _ = epoch(state)
     new_kernel, _, _ = leaves_of(state.trained)
     np.testing.assert_array_equal(new_kernel[mask < 0], kernel[mask < 0])
-    folded = np.asarray(scl(config, 8).fold(state.trained)["Dense_0"]["kernel"])
+    folded = np.asarray(scl(settings, 8).fold(state.trained)["Dense_0"]["kernel"])
     new_mask = np.asarray(state.trained.masks["Dense_0"]["kernel"])
     assert (folded[new_mask < 0] == 0).all()
     assert (folded[new_mask >= 0] != 0).all()
 
 
 def test_fold_of_dense_changes_nothing():
-    state, _ = start(CONFIG, "dense")
-    folded = dense(CONFIG, 8).fold(state.trained)
+    state, _ = start(config(), "dense")
+    folded = dense(config(), 8).fold(state.trained)
     jax.tree.map(np.testing.assert_array_equal, folded, state.trained)
 
 
 @pytest.mark.parametrize("method", ["dense", "scl"])
 def test_momentum_adds_up_the_steps_before(method):
     # Two steps on the same batch, with and without momentum, by hand.
-    config = dataclasses.replace(CONFIG, momentum=0.5, mask_momentum=0.25)
-    state, epoch = start(config, method)
+    settings = config(momentum=0.5, mask_momentum=0.25)
+    state, epoch = start(settings, method)
     if method == "scl":
         state = random_masks(state)
         kernel, bias, mask = leaves_of(host(state.trained))
@@ -299,16 +285,16 @@ def test_momentum_adds_up_the_steps_before(method):
     for step in range(2):
         connected = mask >= 0
         gradient, bias_gradient = task_gradient(kernel * connected, bias)
-        mask_gradient = gradient * kernel + config.penalty
+        mask_gradient = gradient * kernel + settings.penalty
         mask_gradient /= np.sqrt((mask_gradient**2).mean(axis=0))
-        rate = config.learning_rate * 0.5 * (1 + np.cos(np.pi * step / 8))
+        rate = settings.learning_rate * 0.5 * (1 + np.cos(np.pi * step / 8))
         velocity = 0.5 * velocity + gradient * connected
         bias_velocity = 0.5 * bias_velocity + bias_gradient
         mask_velocity = 0.25 * mask_velocity + mask_gradient
         kernel = kernel - rate * velocity
         bias = bias - rate * bias_velocity
-        mask = mask - config.mask_learning_rate * mask_velocity
-        state, _ = epoch(TrainState(*state))
+        mask = mask - settings.mask_learning_rate * mask_velocity
+        state, _ = epoch(state)
     if method == "scl":
         new_kernel, new_bias, new_mask = leaves_of(state.trained)
         np.testing.assert_allclose(new_mask, mask, rtol=1e-3, atol=1e-5)

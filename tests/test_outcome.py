@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
+from tiny import Normalized, images, register, standardized, text
+from tiny import config as tiny_config
 
 import scl_jax
-from experiments import outcome
 from experiments.config import Config
-from experiments.data import PIXELS, Split
+from experiments.data import NO_EXAMPLES, Split
+from experiments.network import make_network
 from experiments.outcome import (
     Result,
     as_markdown,
@@ -23,7 +25,7 @@ from experiments.outcome import (
     make_result,
     mean_std,
 )
-from experiments.train import Metrics, Trained, make_network
+from experiments.train import Metrics, Trained
 
 # MACs per weight: how many places a kernel is put at.
 PLACES = {"Conv_0/kernel": 24 * 24, "Conv_1/kernel": 8 * 8}
@@ -47,7 +49,7 @@ def metrics(method, seed, epoch, seconds):
 
 
 def parameters(config):
-    """Return random parameters in the shapes of the network's own."""
+    """Return random parameters and statistics in the shapes of the network's own."""
     random = np.random.default_rng(1)
     shapes = jax.eval_shape(make_network(config).init, jax.random.key(0))
     return jax.tree.map(
@@ -80,8 +82,8 @@ def test_sparsity_is_the_fraction_of_zeros():
 @pytest.mark.parametrize("method", ["dense", "scl"])
 @pytest.mark.parametrize("model", ["lenet300", "lenet5"])
 def test_result_is_that_of_numpy(model, method):
-    config = Config(dataset="mnist5k", model=model)
-    params = parameters(config)
+    config = Config(dataset="mnist5k", model=model, devices=1)
+    params, statistics = parameters(config)
     random = np.random.default_rng(0)
     kernels = [p for p in flatten_dict(params, sep="/") if p.endswith("/kernel")]
     keep = {p: 0.9 - 0.2 * i for i, p in enumerate(kernels)}
@@ -103,7 +105,8 @@ def test_result_is_that_of_numpy(model, method):
         random.integers(0, 10, 30).astype(np.int32),
     )
     history = [metrics(method, 4, epoch, 0.25) for epoch in (1, 2, 3)]
-    got = make_result(config, Trained(4, trained, folded, history), split)
+    outcome = Trained(4, trained, statistics, folded, history)
+    got = make_result(config, outcome, split)
 
     flat = {path: np.asarray(x) for path, x in flatten_dict(folded, sep="/").items()}
     nnz = {path: int((flat[path] != 0).sum()) for path in kernels}
@@ -116,15 +119,14 @@ def test_result_is_that_of_numpy(model, method):
     assert got.macs_remaining == sum(PLACES.get(p, 1) * n for p, n in nnz.items())
     assert type(got.nnz) is type(got.macs) is type(got.macs_remaining) is int
     if model == "lenet300":
-        mean, deviation = PIXELS["mnist5k"]
-        x = (split.images.reshape(30, 784) / 255 - mean) / deviation
+        x = standardized(split)
         for layer in ("Dense_0", "Dense_1", "Dense_2"):
             x = x @ flat[f"{layer}/kernel"].astype(float) + flat[f"{layer}/bias"]
             x = np.maximum(x, 0) if layer != "Dense_2" else x
         correct = (x.argmax(axis=1) == split.labels).mean()
         assert got.accuracy == pytest.approx(correct)
 
-    report = make_report(config, Trained(4, trained, folded, history))
+    report = make_report(config, outcome)
     assert {row.path: row.nnz for row in report.rows} == nnz
     assert report.totals.macs_remaining == got.macs_remaining
     readers = [row.features_without_output is not None for row in report.rows]
@@ -137,10 +139,80 @@ def test_result_with_unknown_macs_is_refused(monkeypatch):
 
     monkeypatch.setattr(scl_jax, "count_macs", unknown)
     config = Config(dataset="mnist5k", model="lenet300")
-    params = parameters(config)
-    trained = Trained(0, params, params, [metrics("dense", 0, 1, 1.0)])
+    params, _ = parameters(config)
+    trained = Trained(0, params, {}, params, [metrics("dense", 0, 1, 1.0)])
     with pytest.raises(ValueError, match=r"MACs of lenet300 are unknown: .*a loop"):
-        make_result(config, trained, Split(np.zeros(0), np.zeros(0)))
+        make_result(config, trained, images(8))
+
+
+def test_result_of_no_examples_is_refused():
+    config = Config(dataset="mnist5k", model="lenet300")
+    params, _ = parameters(config)
+    trained = Trained(0, params, {}, params, [metrics("dense", 0, 1, 1.0)])
+    with pytest.raises(ValueError, match="needs examples"):
+        make_result(config, trained, NO_EXAMPLES)
+
+
+@pytest.mark.parametrize("method", ["dense", "scl"])
+def test_network_with_statistics_is_counted_and_evaluated(monkeypatch, method):
+    register(monkeypatch)
+    config = tiny_config(model="normalized", devices=8)
+    params, statistics = jax.tree.map(jnp.abs, parameters(config))
+    masked = scl_jax.mask_params(params)
+    masked.masks["Conv_0"]["kernel"] = masked.masks["Conv_0"]["kernel"].at[1].set(-1)
+    folded = scl_jax.fold_masks(masked)
+    trained = folded if method == "dense" else masked
+    outcome = Trained(0, trained, statistics, folded, [metrics(method, 0, 1, 1.0)])
+    split = images(11)
+    scaled = jnp.float32((split.inputs / 255 - 0.1307) / 0.3081)
+    logits = Normalized().apply({"params": folded, **statistics}, scaled)
+    guesses = np.asarray(logits).argmax(axis=1).astype(np.int32)
+    split.labels[:4], split.labels[4:] = guesses[:4], (guesses[4:] + 1) % 10
+    got = make_result(config, outcome, split)
+    assert got.accuracy == pytest.approx(4 / 11)
+    # A row of 7 weights for each of the 6 features is gone, at 16 places.
+    assert (got.weights, got.nnz) == (49 * 6 + 60, 42 * 6 + 60)
+    assert (got.macs, got.macs_remaining) == (16 * 49 * 6 + 60, 16 * 42 * 6 + 60)
+    assert got.parameters == 49 * 6 + 2 * 6 + 6 * 10 + 10
+
+
+def test_report_tells_features_apart_as_the_model_does(monkeypatch):
+    register(monkeypatch)
+    config = tiny_config(dataset="python_docs", model="tiny_text")
+    params, _ = parameters(config)
+    masked = scl_jax.mask_params(params)
+    # All that comes into one unit of one head, of three heads' units in `key`.
+    attention = masked.masks["Block_0"]["Attention_0"]
+    attention["query"]["kernel"] = attention["query"]["kernel"].at[:, 1, 2].set(-1)
+    attention["key"]["kernel"] = attention["key"]["kernel"].at[:, 0, :3].set(-1)
+    hidden = masked.masks["Block_0"]["Dense_1"]
+    hidden["kernel"] = hidden["kernel"].at[:5].set(-1)
+    folded = scl_jax.fold_masks(masked)
+    history = [metrics("scl", 0, 1, 1.0)]
+    outcome = Trained(0, masked, {}, folded, history)
+    rows = {row.path: row for row in make_report(config, outcome).rows}
+    at = "Block_0/Attention_0"
+    features = {path: row.features for path, row in rows.items()}
+    assert features == {
+        f"{at}/query/kernel": 8,  # of 2 heads with 4 units
+        f"{at}/key/kernel": 8,
+        f"{at}/value/kernel": 8,
+        f"{at}/out/kernel": 8,
+        "Block_0/Dense_0/kernel": 16,
+        "Block_0/Dense_1/kernel": 8,
+        "Dense_0/kernel": 97,
+    }
+    without = {path: row.features_without_input for path, row in rows.items()}
+    assert without == {
+        **dict.fromkeys(rows, 0),
+        f"{at}/query/kernel": 1,
+        f"{at}/key/kernel": 3,
+    }
+    assert rows["Block_0/Dense_0/kernel"].features_without_output == 5
+    # Every token meets every weight.
+    assert {row.macs / row.weights for row in rows.values()} == {128}
+    got = make_result(config, outcome, text(2))
+    assert got.macs - got.macs_remaining == 128 * 8 * (1 + 3 + 5)
 
 
 # Tables
@@ -232,4 +304,3 @@ def test_everything_pruned_can_be_said():
 
 def test_results_can_be_written_and_read():
     assert Result(**dataclasses.asdict(result())) == result()
-    assert outcome.Result is Result

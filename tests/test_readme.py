@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import configs
+from experiments import configs, main, study
 from experiments.study import RESULTS
 from experiments.tables import between_markers, render
 
@@ -20,7 +20,7 @@ def blocks(language):
 
 
 def commands():
-    lines = "\n".join(blocks("sh")).splitlines()
+    lines = "\n".join(blocks("sh")).replace("\\\n", " ").splitlines()
     return [line.partition("#")[0].strip() for line in lines if line.strip()]
 
 
@@ -51,12 +51,23 @@ def test_experiments_named_in_commands_exist():
     assert set(named) <= set(configs.names())
 
 
-def test_settings_named_in_commands_exist():
-    options = set(re.findall(r"--([a-z][\w-]*)", "\n".join(commands()))) - {"help"}
-    config = configs.load_config(configs.names()[0])
-    assert options
-    for option in options:
-        assert hasattr(config, option.replace("-", "_"))
+def test_options_named_in_commands_exist(capsys):
+    def options_of(program, *arguments):
+        with pytest.raises(SystemExit):
+            program.main([*arguments, "--help"])
+        return set(re.findall(r"--([a-z][\w-]*)", capsys.readouterr().out))
+
+    of_study = options_of(study)
+    of_main = options_of(main, configs.names()[0])
+    assert {"jobs"} <= of_study
+    assert {"out", "epochs"} <= of_main
+    named = 0
+    for command in commands():
+        known = of_study if "experiments.study" in command else of_main
+        options = set(re.findall(r"--([a-z][\w-]*)", command))
+        assert options <= known, command
+        named += len(options)
+    assert named
 
 
 def test_extras_named_in_commands_exist():
@@ -77,10 +88,22 @@ def test_results_in_readme_come_from_the_committed_files():
     assert between_markers(TEXT) == render(RESULTS)
 
 
-def test_study_that_is_not_finished_is_left_out(tmp_path):
-    name = configs.names()[0]
-    unfinished = {"runs": {}, "name": name, "config": {}, "study": {}}
-    (tmp_path / f"{name}.json").write_text(json.dumps(unfinished))
+def test_studies_that_are_finished_are_shown_and_no_others():
+    books = {name: RESULTS / f"{name}.json" for name in configs.names()}
+    shown = 0
+    for name, path in books.items():
+        finished = path.exists() and "summary" in json.loads(path.read_text())
+        assert (f"`python -m experiments.study {name}`" in render(RESULTS)) == finished
+        shown += finished
+    assert shown >= 2
+
+
+@pytest.mark.parametrize("name", ["fashion_mnist_vgg16", "mnist5k_lenet300"])
+def test_study_that_is_not_finished_is_left_out(tmp_path, name):
+    book = json.loads((RESULTS / f"{name}.json").read_text())
+    assert book["runs"]
+    book.pop("summary", None)
+    (tmp_path / f"{name}.json").write_text(json.dumps(book))
     assert render(tmp_path) == ""
 
 

@@ -1,21 +1,17 @@
-"""The study: chosen on validation, tested once, and resumable at any moment."""
+"""The study: chosen on validation, tested once, and resumed after any run."""
 
 import dataclasses
 import json
-import os
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from flax import linen as nn
 
+from experiments import book as books
 from experiments import configs, study
 from experiments.config import Config, Study
 from experiments.data import Dataset, Split
-from experiments.models import MODELS
 from experiments.outcome import Result
-from experiments.train import make_network
 
 CONFIG = Config(
     dataset="mnist5k",
@@ -26,6 +22,7 @@ CONFIG = Config(
     learning_rate=0.1,
     penalty=2e-6,
     seeds=3,
+    devices=1,
 )
 STUDY = Study(
     targets=(0.5, 0.9),
@@ -67,7 +64,7 @@ class Trials:
         assert name == "mnist5k"
         return Dataset(split(40 - validation), split(validation), TEST)
 
-    def train(self, config, data, method, *, seeds):
+    def train(self, config, data, method, *, seeds, folder):
         for seed in seeds:
             if len(self.trained) == self.stop_after:
                 raise KeyboardInterrupt
@@ -110,13 +107,16 @@ def settings(monkeypatch):
 def trials(monkeypatch, settings):
     """Replace data, training and evaluation."""
     made = Trials()
-    for name in ("load", "train", "make_result"):
-        monkeypatch.setattr(study, name, getattr(made, name))
+    monkeypatch.setattr(study, "load", made.load)
+    monkeypatch.setattr(books, "train", made.train)
+    monkeypatch.setattr(books, "make_result", made.make_result)
+    report = SimpleNamespace(to_dict=lambda: {"rows": []})
+    monkeypatch.setattr(books, "make_report", lambda *args: report)
     return made
 
 
 def run(folder):
-    study.run_study("tiny", folder=folder)
+    study.run_study("tiny", folder=folder, scratch=folder / "scratch")
     return book(folder)
 
 
@@ -246,7 +246,7 @@ def test_a_run_is_written_as_soon_as_it_is_done(trials, tmp_path):
         with pytest.raises(KeyboardInterrupt):
             run(folder)
         assert len(book(folder)["runs"]) == stop_after
-        assert [path.name for path in folder.iterdir()] == ["tiny.json"]
+        assert {path.name for path in folder.iterdir()} == {"tiny.json", "scratch"}
 
 
 def test_killed_study_goes_on_where_it_was(trials, tmp_path):
@@ -286,9 +286,9 @@ def test_finished_study_keeps_the_versions_that_its_runs_were_made_with(
     trials, tmp_path, monkeypatch
 ):
     # A second start that trains nothing must not say that its commit made the runs.
-    monkeypatch.setattr(study, "versions", lambda: {"commit": "first", "jax": "1"})
+    monkeypatch.setattr(books, "versions", lambda: {"commit": "first", "jax": "1"})
     run(tmp_path)
-    monkeypatch.setattr(study, "versions", lambda: {"commit": "second", "jax": "2"})
+    monkeypatch.setattr(books, "versions", lambda: {"commit": "second", "jax": "2"})
     assert run(tmp_path)["versions"] == {"commit": "first", "jax": "1"}
 
 
@@ -328,79 +328,3 @@ def test_runs_of_other_settings_are_not_taken_for_these(
     except ValueError:
         return  # refused: as good as repeated
     assert len(trials.trained) == 2 * before
-
-
-@pytest.mark.parametrize("failing", ["write", "replace"])
-def test_file_is_whole_whenever_the_study_dies(trials, tmp_path, monkeypatch, failing):
-    trials.stop_after = 3
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path)
-    before = book(tmp_path)
-    trials.stop_after = None
-
-    def half_written(path, text, **kwargs):
-        with path.open("w") as file:
-            file.write(text[: len(text) // 2])
-        raise OSError("the disk is full")
-
-    def not_replaced(*args):
-        raise OSError("the disk is full")
-
-    if failing == "write":
-        monkeypatch.setattr(Path, "write_text", half_written)
-    else:
-        monkeypatch.setattr(os, "replace", not_replaced)
-    with pytest.raises(OSError, match="the disk is full"):
-        run(tmp_path)
-    monkeypatch.undo()
-    assert book(tmp_path) == before
-
-
-# For real
-
-
-class Linear(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        return nn.Dense(10)(x.reshape(x.shape[0], -1))
-
-
-def test_study_of_a_real_network(settings, tmp_path, monkeypatch):
-    monkeypatch.setitem(MODELS, "lenet300", Linear)
-    make_network.cache_clear()
-    monkeypatch.setattr(study, "load", Trials().load)
-    settings.config = dataclasses.replace(
-        CONFIG, penalty=1e-3, mask_learning_rate=0.1, seeds=2
-    )
-    settings.study = Study(
-        targets=(0.1,), penalties=(1e-3,), learning_rates=(0.1,), seeds=1
-    )
-    content = run(tmp_path)
-    make_network.cache_clear()
-    assert len(content["runs"]) == 2 + 4
-    dense, scl = content["summary"]
-    assert (dense["nnz"], dense["sparsity"]) == (7840, 0)
-    assert 0.1 <= scl["sparsity"] < 1
-    assert scl["nnz"] == pytest.approx(7840 * (1 - scl["sparsity"]))
-    assert all(len(r["epoch_seconds"]) == 2 for r in content["runs"].values())
-
-
-# The command line
-
-
-def test_unknown_study_is_refused_with_the_known_ones(capsys):
-    with pytest.raises(SystemExit) as exit_code:
-        study.main(["nothing"])
-    assert exit_code.value.code != 0
-    error = capsys.readouterr().err
-    for name in configs.names():
-        assert name in error
-
-
-def test_command_line_runs_the_study(monkeypatch):
-    asked = []
-    monkeypatch.setattr(
-        study, "run_study", lambda name, *, data_dir: asked.append((name, data_dir))
-    )
-    assert study.main(["mnist5k_lenet300", "--data-dir", "here"]) == 0
-    assert asked == [("mnist5k_lenet300", "here")]

@@ -1,0 +1,196 @@
+"""The runs of a study in one JSON file, filled by one process or by several.
+
+Every run is written down as soon as it is done, under a key that says what it is. A
+process that trains a run holds a lock for its key, which the operating system takes
+back when the process ends, however it ends: the run is then free for another one.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments.config import Config, identity
+from experiments.data import Dataset
+from experiments.outcome import make_report, make_result
+from experiments.record import versions
+from experiments.train import train
+
+# What a key says of its run, so that the runs of a book may differ in it.
+CHOSEN = ("penalty", "learning_rate", "pixels")
+WAIT = 1.0  # seconds between two looks at what other processes do
+
+
+class Task(NamedTuple):
+    """Runs that differ in nothing but their seed."""
+
+    stage: str  # "validation" or "test": the split they are evaluated on
+    method: str
+    config: Config
+    seeds: Sequence[int]
+
+    def keys(self) -> dict[int, str]:
+        """Return the key of each seed's run."""
+        config = self.config
+        penalty = f" penalty={config.penalty}" if self.method == "scl" else ""
+        rest = f"learning_rate={config.learning_rate} pixels={config.pixels}"
+        return {
+            seed: f"{self.stage} {self.method}{penalty} {rest} seed={seed}"
+            for seed in self.seeds
+        }
+
+
+class Book:
+    """The runs by key, in a file that is always whole.
+
+    Args:
+      path: the JSON file.
+      scratch: a folder for checkpoints and locks, which may be deleted when no
+        process is at work.
+    """
+
+    def __init__(self, path: Path, scratch: Path):
+        self.path, self._scratch = path, scratch
+        self.content: dict[str, Any] = {"runs": {}}
+        self._read()
+
+    def open(self, config: Config) -> None:
+        """Note the settings; refuse to mix runs of different ones.
+
+        Raises:
+          ValueError: if the file has runs of another config.
+        """
+        settings = identity(config)
+        # A field that is younger than the file had its default, which changed nothing.
+        defaults = {field.name: field.default for field in dataclasses.fields(Config)}
+        with self._changing():
+            noted = self.content.get("config", settings)
+            differing = [
+                name
+                for name, value in settings.items()
+                if name not in CHOSEN and noted.get(name, defaults[name]) != value
+            ]
+            if differing:
+                raise ValueError(
+                    f"{self.path} has runs with another {', '.join(differing)}; move "
+                    "it away to start the study anew"
+                )
+            self.content["config"] = dataclasses.asdict(config)
+
+    def save(self, **entries: Any) -> None:
+        """Add entries to what the file has by now, and replace it at once."""
+        with self._changing():
+            self.content.update(entries)
+
+    def run(self, tasks: Iterable[Task], data: Dataset) -> None:
+        """Train what is missing, together with other processes, until all is there."""
+        tasks = list(tasks)
+        keys = {key for task in tasks for key in task.keys().values()}
+        while True:
+            for task in tasks:
+                self._train(task, data)
+            self._read()
+            if keys <= self.content["runs"].keys():
+                return
+            time.sleep(WAIT)
+
+    def records(self, task: Task) -> list[dict[str, Any]]:
+        """Return the records of a task that is done, a seed each."""
+        return [self.content["runs"][key] for key in task.keys().values()]
+
+    def _train(self, task: Task, data: Dataset) -> None:
+        """Train the seeds of a task that no other process is training."""
+        split = data.test if task.stage == "test" else data.validation
+        keys = task.keys()
+        # Where the checkpoints are: the same for a process that takes a run over.
+        where = self._scratch / _short(f"{task.stage} {identity(task.config)}")
+        with contextlib.ExitStack() as held:
+
+            def free() -> Iterator[int]:
+                """Yield what is missing when its turn comes, and keep others off."""
+                for seed in task.seeds:
+                    lock = self._locked(keys[seed], wait=False)
+                    if not held.enter_context(lock):
+                        continue
+                    self._read()
+                    if keys[seed] not in self.content["runs"]:
+                        yield seed
+                    # Written down, and its checkpoints are closed.
+                    old = where / f"{task.method}-seed{seed}"
+                    shutil.rmtree(old, ignore_errors=True)
+
+            seeds = free()
+            first = next(seeds, None)
+            if first is None:
+                return  # without preparing a training
+            with self._changing():
+                # It is that of fewer runs, and comes back with the last one.
+                self.content.pop("summary", None)
+            seeds = itertools.chain([first], seeds)
+            runs = train(task.config, data, task.method, seeds=seeds, folder=where)
+            for trained in runs:
+                result = make_result(task.config, trained, split)
+                record = {
+                    **dataclasses.asdict(result),
+                    "stage": task.stage,
+                    "penalty": task.config.penalty if task.method == "scl" else None,
+                    "learning_rate": task.config.learning_rate,
+                    "pixels": task.config.pixels,
+                    "epoch_seconds": [round(m.seconds, 4) for m in trained.history],
+                }
+                if task.stage == "test":
+                    rows = make_report(task.config, trained).to_dict()["rows"]
+                    record["layers"] = [
+                        {name: row[name] for name in ("path", "weights", "nnz")}
+                        | {"macs": row["macs"], "macs_remaining": row["macs_remaining"]}
+                        for row in rows
+                    ]
+                self._note(keys[trained.seed], record)
+                print(
+                    f"{keys[trained.seed]}: accuracy {result.accuracy:.4f}, "
+                    f"sparsity {result.sparsity:.4f}",
+                    flush=True,
+                )
+
+    def _note(self, key: str, record: dict[str, Any]) -> None:
+        with self._changing():
+            self.content["versions"] = versions()
+            self.content["runs"][key] = record
+
+    def _read(self) -> None:
+        if self.path.exists():
+            self.content = json.loads(self.path.read_text())
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Change what the file has by now, and replace it at once."""
+        with self._locked("file"):
+            self._read()
+            yield
+            draft = self.path.with_suffix(".draft")
+            draft.write_text(json.dumps(self.content, indent=1) + "\n")
+            os.replace(draft, self.path)
+
+    @contextlib.contextmanager
+    def _locked(self, what: str, wait: bool = True) -> Iterator[bool]:
+        """Hold the lock of something; without waiting, say whether it was free."""
+        self._scratch.mkdir(parents=True, exist_ok=True)
+        with (self._scratch / f"{_short(what)}.lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
+
+
+def _short(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,30 @@
+"""WRN-22-2 on CIFAR-10.
+
+    make train CONFIG=cifar10_wrn22_2
+
+The recipe of Evci et al., arXiv 1911.11134, section 4.2: SGD with momentum, batches
+of 128, 250 epochs; with a cosine where theirs has steps.
+Penalty: not chosen. No machine of ours holds the data: not run.
+"""
+
+from experiments.config import Config, Study
+
+CONFIG = Config(
+    dataset="cifar10",
+    model="wrn22_2",
+    augment="crop_flip",
+    validation=5000,
+    epochs=250,
+    learning_rate=0.1,
+    weight_decay=5e-4,
+    compute="bfloat16",
+    penalty=5e-7,
+    mask_learning_rate=1e-4,
+    seeds=3,
+)
+STUDY = Study(
+    targets=(0.90, 0.95, 0.98),
+    penalties=(2e-7, 5e-7, 1e-6, 2e-6),
+    learning_rates=(0.05, 0.1),
+    seeds=1,
+)

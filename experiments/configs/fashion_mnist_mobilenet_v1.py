@@ -1,0 +1,29 @@
+"""MobileNetV1 on Fashion-MNIST.
+
+    make train CONFIG=fashion_mnist_mobilenet_v1
+
+3,194,752 kernel weights; stride 1 in the stem, for images this small. Depthwise kernels
+are masked like all others. The recipe of ResNet-20 (fashion_mnist_resnet20); for a GPU.
+Penalty and learning rates: not chosen, not run.
+"""
+
+from experiments.config import Config, Study
+
+CONFIG = Config(
+    dataset="fashion_mnist",
+    model="mobilenet_v1",
+    augment="crop_flip",
+    validation=5000,
+    epochs=30,
+    learning_rate=0.1,
+    weight_decay=5e-4,
+    compute="bfloat16",
+    penalty=3e-7,
+    mask_learning_rate=1e-4,
+)
+STUDY = Study(
+    targets=(0.90, 0.95, 0.98),
+    penalties=(1e-7, 3e-7, 1e-6, 3e-6),
+    learning_rates=(0.05, 0.1),
+    seeds=1,
+)

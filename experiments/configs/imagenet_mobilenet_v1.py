@@ -1,0 +1,36 @@
+"""MobileNetV1 on ImageNet.
+
+    make train CONFIG=imagenet_mobilenet_v1 ARGS="--data-dir FOLDER --out FOLDER"
+
+4,209,088 kernel weights, 568,740,352 MACs. The recipe of Kusupati et al., arXiv
+2002.03231 (STR), which the pruning literature compares with: SGD with momentum, batches
+of 256, 100 epochs, five of them warm-up, label smoothing 0.1, cosine, Inception crops.
+Several hosts: see the README. Penalty: not chosen. No machine of ours holds the data:
+not run.
+"""
+
+from experiments.config import Config, Study
+
+CONFIG = Config(
+    dataset="imagenet2012",
+    model="mobilenet_v1",
+    validation=10_000,
+    epochs=100,
+    batch_size=256,
+    learning_rate=0.256,
+    warmup_epochs=5,
+    momentum=0.875,
+    weight_decay=2**-15,
+    label_smoothing=0.1,
+    compute="bfloat16",
+    penalty=3e-7,
+    mask_learning_rate=1e-4,
+    look_every=500,
+    checkpoint_every=600,
+)
+STUDY = Study(
+    targets=(0.75, 0.90),
+    penalties=(1e-7, 3e-7, 1e-6),
+    learning_rates=(0.256,),
+    seeds=1,
+)
