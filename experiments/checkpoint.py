@@ -7,21 +7,19 @@ and a checksum of all else.
 """
 
 import contextlib
-import json
 import logging
 import signal
 import threading
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from experiments.fingerprint import checksum, fingerprint
 from experiments.record import version
 
 PyTree = Any
@@ -83,7 +81,7 @@ class Checkpoints:
         content = {
             "identity": self._identity,
             "leaves": _described(arrays),
-            "fingerprint": _fingerprint(arrays),
+            "fingerprint": fingerprint(arrays),
             "record": record,
         }
         self._saving = step
@@ -92,9 +90,7 @@ class Checkpoints:
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(arrays),
-                    about=ocp.args.JsonSave(
-                        {**content, "checksum": _checksum(content)}
-                    ),
+                    about=ocp.args.JsonSave({**content, "checksum": checksum(content)}),
                 ),
             )
             if not saved:
@@ -168,7 +164,7 @@ class Checkpoints:
                 step, args=ocp.args.Composite(about=ocp.args.JsonRestore())
             )
             about = dict(kept.about)
-            if about.pop("checksum", None) != _checksum(about):
+            if about.pop("checksum", None) != checksum(about):
                 raise ValueError("its description was changed")
             reason = _difference(about, self._identity, _described(arrays))
             if reason is None:
@@ -182,7 +178,7 @@ class Checkpoints:
             reason = f"it cannot be read ({_shortened(error)})"
         if not np.all(multihost_utils.process_allgather(np.array(reason is None))):
             raise CheckpointError(reason or "another process cannot read it")
-        if _fingerprint(arrays) != about["fingerprint"]:
+        if fingerprint(arrays) != about["fingerprint"]:
             raise CheckpointError("its arrays are not those that were saved")
         state = jax.tree.structure(template).unflatten(arrays.values())
         return Checkpoint(step, state, about["record"])
@@ -276,39 +272,3 @@ def _flat(identity: dict[str, Any]) -> dict[str, Any]:
     """Return the entries, those of the dict "config" among the others."""
     rest = {name: value for name, value in identity.items() if name != "config"}
     return {**rest, **identity.get("config", {})}
-
-
-def _checksum(content: dict[str, Any]) -> int:
-    return zlib.crc32(json.dumps(content).encode())
-
-
-def _fingerprint(arrays: dict[str, jax.Array]) -> int:
-    """Return a number that changes when any element of any array does."""
-    sums = jax.device_get(_sums(list(arrays.values())))
-    return zlib.crc32(np.asarray(sums, np.uint32).tobytes())
-
-
-@jax.jit
-def _sums(arrays: list[jax.Array]) -> list[jax.Array]:
-    """Hash each array where it lies: a sum, so that parts of it add up.
-
-    Source: the elements are mixed as MurmurHash3 (Appleby, 2011) ends.
-    """
-
-    def hashed(x):
-        x = x.astype(jnp.uint8) if x.dtype == jnp.bool else x
-        width = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}
-        bits = jax.lax.bitcast_convert_type(x, width[x.dtype.itemsize])
-        bits = bits.astype(jnp.uint32)
-        place = jnp.zeros(bits.shape, jnp.uint32)
-        for axis, size in enumerate(bits.shape):
-            index = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
-            place = place * jnp.uint32(size) + index
-        # Each step can be undone, so that a change of one element changes the sum.
-        # Of several, mixed with their places like this, one in 2**32 does not.
-        mixed = bits ^ (place * jnp.uint32(0x9E3779B9))
-        mixed = (mixed ^ (mixed >> 16)) * jnp.uint32(0x85EBCA6B)
-        mixed = (mixed ^ (mixed >> 13)) * jnp.uint32(0xC2B2AE35)
-        return jnp.sum(mixed ^ (mixed >> 16), dtype=jnp.uint32)
-
-    return [hashed(x) for x in arrays]

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from experiments.checkpoint import Checkpoints
+from experiments.checkpoint import CheckpointError, Checkpoints
 from experiments.config import Config, identity
 from experiments.data import Dataset
 from experiments.evaluate import evaluate
@@ -260,7 +260,13 @@ class _Training:
     def diagnosis(self, seed: int, stop: int, checkpoints: Checkpoints | None) -> str:
         """Repeat the steps up to `stop`, and say where numbers cease to be finite."""
         name = f"{self.method.name}, seed {seed}"
-        at = self.start(seed, checkpoints)
+        try:
+            at = self.start(seed, checkpoints)
+        except CheckpointError as error:
+            return (
+                f"{name}: numbers are no longer finite at step {stop}, or before it; "
+                f"where it began cannot be looked for: {error}"
+            )
         last_good = (
             f"the last good checkpoint is step {at.step} in {checkpoints.folder}"
             if checkpoints and at.step

@@ -269,7 +269,6 @@ def test_scanned_steps_go_on_bit_for_bit(dense, tmp_path):
     "change",
     [
         {"look_every": 2},
-        {"look_every": 0},
         {"devices": 4},
         {"devices": 8, "model_parallel": 2},
     ],
