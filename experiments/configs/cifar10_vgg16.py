@@ -7,20 +7,13 @@ The recipe that is usual in pruning (Liu et al., arXiv 1708.06519): SGD with mom
 Penalty: not chosen. No machine of ours holds the data: not run.
 """
 
-from experiments.config import Config, Study
+import dataclasses
 
-CONFIG = Config(
-    dataset="cifar10",
-    model="vgg16",
-    augment="crop_flip",
-    validation=5000,
-    epochs=160,
-    learning_rate=0.1,
-    weight_decay=5e-4,
-    compute="bfloat16",
-    penalty=7e-8,
-    mask_learning_rate=1e-4,
-    seeds=3,
+from experiments.config import Study
+from experiments.configs import cifar10_resnet20
+
+CONFIG = dataclasses.replace(
+    cifar10_resnet20.CONFIG, model="vgg16", epochs=160, weight_decay=5e-4, penalty=7e-8
 )
 STUDY = Study(
     targets=(0.90, 0.95, 0.98),

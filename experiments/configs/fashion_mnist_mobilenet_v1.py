@@ -7,19 +7,13 @@ are masked like all others. The recipe of ResNet-20 (fashion_mnist_resnet20); fo
 Penalty and learning rates: not chosen, not run.
 """
 
-from experiments.config import Config, Study
+import dataclasses
 
-CONFIG = Config(
-    dataset="fashion_mnist",
-    model="mobilenet_v1",
-    augment="crop_flip",
-    validation=5000,
-    epochs=30,
-    learning_rate=0.1,
-    weight_decay=5e-4,
-    compute="bfloat16",
-    penalty=3e-7,
-    mask_learning_rate=1e-4,
+from experiments.config import Study
+from experiments.configs import fashion_mnist_resnet20
+
+CONFIG = dataclasses.replace(
+    fashion_mnist_resnet20.CONFIG, model="mobilenet_v1", penalty=3e-7, seeds=1
 )
 STUDY = Study(
     targets=(0.90, 0.95, 0.98),

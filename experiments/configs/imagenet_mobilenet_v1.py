@@ -9,24 +9,13 @@ Several hosts: see the README. Penalty: not chosen. No machine of ours holds the
 not run.
 """
 
-from experiments.config import Config, Study
+import dataclasses
 
-CONFIG = Config(
-    dataset="imagenet2012",
-    model="mobilenet_v1",
-    validation=10_000,
-    epochs=100,
-    batch_size=256,
-    learning_rate=0.256,
-    warmup_epochs=5,
-    momentum=0.875,
-    weight_decay=2**-15,
-    label_smoothing=0.1,
-    compute="bfloat16",
-    penalty=3e-7,
-    mask_learning_rate=1e-4,
-    look_every=500,
-    checkpoint_every=600,
+from experiments.config import Study
+from experiments.configs import imagenet_resnet50
+
+CONFIG = dataclasses.replace(
+    imagenet_resnet50.CONFIG, model="mobilenet_v1", penalty=3e-7
 )
 STUDY = Study(
     targets=(0.75, 0.90),
