@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from experiments import configs, main, study
+from experiments.models import MODELS
 from experiments.study import RESULTS
 from experiments.tables import between_markers, render
 
@@ -112,3 +113,10 @@ def test_text_without_markers_is_refused():
     for text in ("", "<!-- results -->", "<!-- /results -->"):
         with pytest.raises(ValueError, match="results"):
             between_markers(text)
+
+
+def test_every_network_is_in_the_table_of_networks():
+    table = TEXT.partition("## Networks and data")[2].partition("\n\nData:")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| `")][1:]
+    named = re.findall(r"`(\w+)`", " ".join(line.split("|")[1] for line in rows))
+    assert sorted(named) == sorted(MODELS)

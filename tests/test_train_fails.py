@@ -7,6 +7,7 @@ import optax
 import pytest
 from tiny import config, dataset, register
 
+from experiments.checkpoint import CheckpointError, Checkpoints
 from experiments.methods import METHODS
 from experiments.train import TrainingError, train
 
@@ -54,6 +55,21 @@ def test_numbers_that_are_not_finite_are_reported_where_they_come_up(
         assert rate in message
     # What came before is reported, and no metrics of numbers that are not.
     assert [metrics.epoch for metrics in seen] == [*range(1, epoch)]
+
+
+def test_place_that_no_checkpoint_leads_to_is_said_to_be_unknown(monkeypatch, tmp_path):
+    broken(monkeypatch, "dense", 6)
+    settings = config(look_every=1, checkpoint_every=0)
+    restore = Checkpoints.restore
+
+    def refuse(self, template):
+        if self.latest():
+            raise CheckpointError("none can be taken up")
+        return restore(self, template)
+
+    monkeypatch.setattr(Checkpoints, "restore", refuse)
+    with pytest.raises(TrainingError, match=r"at step 7.*none can be taken up"):
+        list(train(settings, dataset(), "dense", folder=tmp_path))
 
 
 def test_layer_that_overflows_is_named():
