@@ -7,6 +7,7 @@ and a checksum of all else.
 """
 
 import contextlib
+import copy
 import logging
 import signal
 import threading
@@ -82,7 +83,8 @@ class Checkpoints:
             "identity": self._identity,
             "leaves": _described(arrays),
             "fingerprint": fingerprint(arrays),
-            "record": record,
+            # A copy: it is written in the background, and the training appends to it.
+            "record": copy.deepcopy(record),
         }
         self._saving = step
         with self._telling():

@@ -85,6 +85,19 @@ def test_donated_buffers_do_not_reach_what_is_saved(tmp_path, shape):
                 assert (np.asarray(leaf) == step).all()
 
 
+def test_what_a_training_appends_to_its_record_does_not_reach_what_is_saved(tmp_path):
+    with opened(tmp_path) as checkpoints:
+        for step in range(1, 6):
+            record = {"history": [[epoch, 0.5] for epoch in range(step)]}
+            checkpoints.save(step, small(), record)
+            record["history"].append("later")
+            record["history"][0][1] = "changed"
+            found = checkpoints.restore(template(small()))
+            assert found is not None
+            assert found.step == step
+            assert found.record["history"] == [[epoch, 0.5] for epoch in range(step)]
+
+
 def test_two_checkpoints_are_kept_and_one_is_complete_at_every_moment(tmp_path):
     seen, over = [], threading.Event()
 
