@@ -69,8 +69,8 @@ def _read_split(
         records = source.__getitems__(range(len(source)))
         images = [np.asarray(Image.open(io.BytesIO(r["image"]))) for r in records]
         labels = np.array([r["label"] for r in records], np.int32)
-    # A damaged folder shows as RuntimeError, KeyError, NotImplementedError, protobuf's
-    # ParseError, PIL's errors..., by what is damaged.
+    # What a damaged folder raises, from protobuf's ParseError to PIL's errors, depends
+    # on what is damaged.
     except Exception as error:
         raise _damaged(
             folder, f"a readable {split} split", " ".join(str(error).split())
