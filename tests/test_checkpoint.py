@@ -178,11 +178,15 @@ def test_a_full_disk_is_told_and_the_last_checkpoint_survives(copy, free, ending
         "wait": checkpoints.wait,
         "close": checkpoints.close,
     }[ending]
-    with full_disk(free):
-        # What fails in the background is not lost: the next call raises it.
+
+    def save_and_end():
+        # What fails in the background is not lost: the next call raises it, if it
+        # did not fail so early that this one does.
         checkpoints.save(30, big, RECORD)
-        with pytest.raises(CheckpointError, match=failed):
-            end()
+        end()
+
+    with full_disk(free), pytest.raises(CheckpointError, match=failed):
+        save_and_end()
     with contextlib.suppress(CheckpointError):
         checkpoints.close()
     with opened(copy) as checkpoints:
