@@ -26,6 +26,7 @@ from experiments.train import train
 
 # What a key says of its run, so that the runs of a book may differ in it.
 CHOSEN = ("penalty", "learning_rate", "pixels")
+_OF_LAYERS = ("path", "weights", "nnz", "macs", "macs_remaining")
 WAIT = 1.0  # seconds between two looks at what other processes do
 
 
@@ -148,11 +149,7 @@ class Book:
                 }
                 if task.stage == "test":
                     rows = make_report(task.config, trained).to_dict()["rows"]
-                    record["layers"] = [
-                        {name: row[name] for name in ("path", "weights", "nnz")}
-                        | {"macs": row["macs"], "macs_remaining": row["macs_remaining"]}
-                        for row in rows
-                    ]
+                    record["layers"] = [{k: row[k] for k in _OF_LAYERS} for row in rows]
                 self._note(keys[trained.seed], record)
                 print(
                     f"{keys[trained.seed]}: accuracy {result.accuracy:.4f}, "

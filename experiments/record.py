@@ -60,7 +60,8 @@ class RunFolder:
         self._writes = jax.process_index() == 0
         if not self._writes:
             return
-        decisive = {"name": name, **identity(config)}
+        # More seeds may follow; others would take the place of those that are there.
+        decisive = {"name": name, "seed": config.seed, **identity(config)}
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._has_run(decisive)  # a folder that is refused is left as it was

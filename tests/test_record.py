@@ -132,6 +132,15 @@ def test_settings_that_change_no_training_may_change(tmp_path):
     assert (recorded["seeds"], recorded["devices"]) == (5, 1)
 
 
+def test_other_seeds_do_not_take_the_place_of_those_that_are_there(tmp_path):
+    path = tmp_path / "one"
+    RunFolder(str(path), "digits", CONFIG)
+    before = contents(path)
+    other = dataclasses.replace(CONFIG, seed=CONFIG.seed + 1)
+    assert f"seed = {CONFIG.seed}, here {CONFIG.seed + 1}" in refused(path, other)
+    assert contents(path) == before
+
+
 def test_folder_of_another_run_is_refused_with_the_differing_settings(tmp_path):
     path = tmp_path / "one"
     RunFolder(str(path), "digits", CONFIG)

@@ -13,7 +13,8 @@ had not been committed when these ran.
 
 One seed (1000) each on validation, last epoch, where dense reached 94.7 %. "Connected"
 decayed connected weights only, "from 15 %" let the masks begin to move after that part
-of the training; neither is better than the curve of the others, and neither is kept:
+of the training; neither is better than the curve of the others, and neither is kept, so
+that no command here repeats those rows:
 
 | variant | penalty | remaining | validation accuracy (%) |
 |:--|--:|--:|--:|
