@@ -1,5 +1,7 @@
 """Sparse connectivity learning: networks that become sparse by themselves."""
 
+from scl_jax._budget import BudgetState, meet_budget
+from scl_jax._costs import macs_per_connection
 from scl_jax._guard import keep_connections
 from scl_jax._macs import UnknownMacs, count_macs
 from scl_jax._masked import (
@@ -26,6 +28,7 @@ from scl_jax._step import (
 from scl_jax._table import Report, Row, Totals
 
 __all__ = [
+    "BudgetState",
     "Clipped",
     "LeakyReLU",
     "MaskedParams",
@@ -45,7 +48,9 @@ __all__ = [
     "identity",
     "keep_connections",
     "kernels",
+    "macs_per_connection",
     "mask_params",
+    "meet_budget",
     "nonpositive_intervals",
     "normalize_by_feature",
     "partition",

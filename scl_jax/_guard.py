@@ -1,15 +1,24 @@
 """The Optax transform that keeps a layer from losing its last connections."""
 
+import math
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
 
-from scl_jax._masked import map_masks
-from scl_jax._paths import leaf_path
+from scl_jax._features import FeatureAxes, axes_tuple, reduced_axes
+from scl_jax._masked import map_masks, mask_leaves, with_mask_leaves
+from scl_jax._paths import KeyPath, leaf_path
+from scl_jax._rank import affordable, ranks
+
+_NAME = "keep_connections"
 
 
-def keep_connections(minimum: int = 1) -> optax.GradientTransformation:
-    r"""Keep at least `minimum` connections in every masked leaf.
+def keep_connections(
+    minimum: int = 1, *, feature_axes: FeatureAxes | None = None
+) -> optax.GradientTransformation:
+    r"""Keep at least `minimum` connections in every masked leaf, or every feature.
 
     An update that would leave a leaf with fewer is changed for the mask variables
     that it would leave largest, `minimum` of them: those that it would prune end at
@@ -18,11 +27,14 @@ def keep_connections(minimum: int = 1) -> optax.GradientTransformation:
     impossible.
 
     It must be the last transform of the mask variables: what follows it could prune
-    again.
+    again. `meet_budget` does the same by itself, leaf by leaf.
 
     Args:
-      minimum: connections per leaf, at least 1. Equal mask variables are kept
-        together, so that there can be more.
+      minimum: connections per leaf, at least 1. Of equal mask variables some are
+        kept, always the same.
+      feature_axes: where it is given, as in `normalize_by_feature`, the minimum is
+        that of each feature: of each neuron or filter, which without input would be
+        a constant. Many features that have no use are then kept alive.
 
     Returns:
       A stateless `optax.GradientTransformation` for a tree of mask variables (or a
@@ -32,10 +44,12 @@ def keep_connections(minimum: int = 1) -> optax.GradientTransformation:
       no connection, and is left where it is.
 
     Raises:
-      TypeError: if `minimum` is no int. (Under `optax.inject_hyperparams` name it
-        among `static_args`: Optax makes an array of every other number.)
-      ValueError: if it is less than 1; at init and update, if a leaf has fewer
-        entries; at update, if params is None.
+      TypeError: if `minimum` is no int, or `feature_axes` are no axes. (Under
+        `optax.inject_hyperparams` name `minimum` among `static_args`: Optax makes
+        an array of every other number.)
+      ValueError: if it is less than 1; at init and update, if a leaf, or a feature,
+        has fewer entries, or a feature axis does not fit; at update, if params is
+        None.
 
     Example:
       >>> import jax.numpy as jnp
@@ -50,36 +64,10 @@ def keep_connections(minimum: int = 1) -> optax.GradientTransformation:
       Our choice. Layer collapse: Tanaka et al., "Pruning neural networks without any
       data by iteratively conserving synaptic flow", arXiv 2006.05467.
     """
-    if type(minimum) is not int:
-        raise TypeError(f"keep_connections: minimum must be an int, got {minimum!r}")
-    if minimum < 1:
-        raise ValueError(f"keep_connections: minimum must be >= 1, got {minimum}")
-
-    def check(key_path, s):
-        if s.size < minimum:
-            raise ValueError(
-                f"keep_connections: minimum must be at most the size of every masked "
-                f"leaf; {leaf_path(key_path)} has {s.size} entries, got {minimum}"
-            )
-        return s
-
-    def keep(key_path, u, s):
-        check(key_path, s)
-        moved = (s + u).astype(s.dtype)  # what optax.apply_updates makes of it
-
-        def revive():
-            # NaN is lowest here, so that it takes no number's place.
-            ranked = jnp.where(jnp.isnan(moved), -jnp.inf, moved)
-            largest = moved >= kth_largest(ranked, minimum)
-            back = (-s).astype(u.dtype)
-            # In fewer bits than s has, -s may be rounded to below the threshold.
-            back = jnp.where(s + back < 0, jnp.nextafter(back, jnp.inf), back)
-            return jnp.where(largest & (moved < 0), back, u)
-
-        return jax.lax.cond(jnp.sum(moved >= 0) < minimum, revive, lambda: u)
+    guard = Guard(minimum, feature_axes, _NAME)
 
     def init_fn(params):
-        map_masks(check, params)
+        map_masks(guard.axes, params)
         return optax.EmptyState()
 
     def update_fn(updates, state, params=None):
@@ -88,28 +76,95 @@ def keep_connections(minimum: int = 1) -> optax.GradientTransformation:
                 "keep_connections: reads the mask variables; call "
                 "update(updates, state, params)"
             )
-        return map_masks(keep, updates, params), state
+        us = [u for _, u in mask_leaves(updates)]
+        return with_mask_leaves(updates, guard.keep(us, mask_leaves(params))), state
 
     return optax.GradientTransformation(init_fn, update_fn)
 
 
-def kth_largest(x: jax.Array, k: int) -> jax.Array:
-    """Return the k-th largest entry, shape (), without sorting or gathering.
+class Guard:
+    """A minimum of connections per leaf, or per feature.
 
-    Bits of the answer are decided from the highest down by how many entries are at
-    least as large: as many counts as a number has bits, which add up over devices.
+    Raises:
+      TypeError, ValueError: as `keep_connections` says; `caller` is named.
     """
-    width = jnp.finfo(x.dtype).bits
-    unsigned = jnp.dtype(f"uint{width}")
-    bits = jax.lax.bitcast_convert_type(x, unsigned)
-    sign = unsigned.type(1 << (width - 1))
-    # In this order of unsigned integers lie the floats, the negative ones reversed.
-    ordered = jnp.where(bits & sign, ~bits, bits | sign)
 
-    def decide(i, answer):
-        candidate = answer | (sign >> i.astype(unsigned))
-        return jnp.where(jnp.sum(ordered >= candidate) >= k, candidate, answer)
+    def __init__(self, minimum: int, feature_axes: FeatureAxes | None, caller: str):
+        if type(minimum) is not int:
+            raise TypeError(f"{caller}: minimum must be an int, got {minimum!r}")
+        if minimum < 1:
+            raise ValueError(f"{caller}: minimum must be >= 1, got {minimum}")
+        if feature_axes is not None and not callable(feature_axes):
+            axes_tuple(feature_axes, caller)
+        self.minimum, self.feature_axes, self.caller = minimum, feature_axes, caller
 
-    answer = jax.lax.fori_loop(0, width, decide, unsigned.type(0))
-    bits = jnp.where(answer & sign, answer ^ sign, ~answer)
-    return jax.lax.bitcast_convert_type(bits, x.dtype)
+    def axes(self, key_path: KeyPath, leaf: Any) -> tuple[int, ...]:
+        """Return the axes along which the minimum counts."""
+        path = leaf_path(key_path)
+        if self.feature_axes is None:
+            axes = tuple(range(leaf.ndim))
+        else:
+            axes = reduced_axes(self.feature_axes, path, leaf, self.caller)
+        size = math.prod(leaf.shape[axis] for axis in axes)
+        if size < self.minimum:
+            what = "leaf" if self.feature_axes is None else "feature"
+            raise ValueError(
+                f"{self.caller}: minimum must be at most the size of every masked "
+                f"{what}; {path} has {size} entries, got {self.minimum}"
+            )
+        return axes
+
+    def keep(
+        self, updates: list[jax.Array], masks: list[tuple[KeyPath, jax.Array]]
+    ) -> list[jax.Array]:
+        """Return updates that leave the minimum; `masks` as `mask_leaves` gives."""
+        axes = [self.axes(key_path, s) for key_path, s in masks]
+        moves = [(u, s, after(u, s)) for u, (_, s) in zip(updates, masks, strict=True)]
+
+        def revive():
+            return [
+                settled(u, s, self.protected(moved, a) | (moved >= 0))
+                for (u, s, moved), a in zip(moves, axes, strict=True)
+            ]
+
+        few = [
+            jnp.any(jnp.sum(moved >= 0, a) < self.minimum)
+            for (_, _, moved), a in zip(moves, axes, strict=True)
+        ]
+        return jax.lax.cond(jnp.any(jnp.stack(few)), revive, lambda: updates)
+
+    def protected(self, moved: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+        """Mark as many of the largest numbers along the axes; NaN never."""
+
+        def count(marked):
+            return jnp.sum(marked[0], axes, keepdims=True)
+
+        shape = [1 if axis in axes else n for axis, n in enumerate(moved.shape)]
+        return affordable([ranks(moved)], count, jnp.full(shape, self.minimum))[0]
+
+
+def after(u: jax.Array, s: jax.Array) -> jax.Array:
+    """Return what `optax.apply_updates` makes of a mask variable."""
+    return (s + u).astype(s.dtype)
+
+
+def settled(u: jax.Array, s: jax.Array, connected: jax.Array) -> jax.Array:
+    """Change updates of mask variables where they would not end as they shall.
+
+    Args:
+      u: updates, of any floating dtype.
+      s: mask variables, of the same shape; NaN stays as it is.
+      connected: bool, of the same shape: on which side of the threshold to end.
+
+    Returns:
+      Updates of the dtype of `u`: those that lead to the wrong side lead to the
+      threshold 0 instead, or to just below it.
+    """
+    to_zero = (-s).astype(u.dtype)
+    # In fewer bits than s has, -s may be rounded to below the threshold.
+    to_zero = jnp.where(s + to_zero < 0, jnp.nextafter(to_zero, jnp.inf), to_zero)
+    # By more than it is rounded.
+    below = (-s - jnp.abs(s) / 32).astype(u.dtype) - jnp.finfo(u.dtype).tiny
+    moved = after(u, s)
+    wrong = ((moved >= 0) != connected) & ~jnp.isnan(moved)
+    return jnp.where(wrong, jnp.where(connected, to_zero, below), u)

@@ -1,7 +1,7 @@
 """MaskedParams and what is done with it: mask, apply, fold, count."""
 
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -305,6 +305,19 @@ def map_masks(function: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTr
         return leaf._replace(masks=map_masks(function, leaf.masks, *masks))
 
     return jax.tree_util.tree_map_with_path(visit, tree, *rest, is_leaf=is_masked)
+
+
+def mask_leaves(tree: PyTree) -> list[tuple[Any, Any]]:
+    """Return (key path, leaf) of what `map_masks` maps, in its order."""
+    found = []
+    map_masks(lambda key_path, leaf: found.append((key_path, leaf)), tree)
+    return found
+
+
+def with_mask_leaves(tree: PyTree, leaves: Iterable[Any]) -> PyTree:
+    """Return the tree with other leaves in the place of its `mask_leaves`."""
+    new = iter(leaves)
+    return map_masks(lambda key_path, leaf: next(new), tree)
 
 
 def _map_masked(
