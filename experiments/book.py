@@ -25,7 +25,8 @@ from experiments.record import versions
 from experiments.train import train
 
 # What a key says of its run, so that the runs of a book may differ in it.
-CHOSEN = ("penalty", "learning_rate", "pixels")
+CHOSEN = ("penalty", "sparsity", "costs", "weigh", "learning_rate", "pixels")
+BUDGET = ("sparsity", "costs", "weigh")
 _OF_LAYERS = ("path", "weights", "nnz", "macs", "macs_remaining")
 WAIT = 1.0  # seconds between two looks at what other processes do
 
@@ -41,12 +42,26 @@ class Task(NamedTuple):
     def keys(self) -> dict[int, str]:
         """Return the key of each seed's run."""
         config = self.config
-        penalty = f" penalty={config.penalty}" if self.method == "scl" else ""
-        rest = f"learning_rate={config.learning_rate} pixels={config.pixels}"
+        asked = self.budget() or {"penalty": self.penalty()}
+        if self.penalty() is not None and config.costs != "connections":
+            asked |= {"costs": config.costs, "weigh": config.weigh}
+        asked |= {"learning_rate": config.learning_rate, "pixels": config.pixels}
+        words = [f"{k}={v}" for k, v in asked.items() if v is not None]
         return {
-            seed: f"{self.stage} {self.method}{penalty} {rest} seed={seed}"
+            seed: " ".join([self.stage, self.method, *words, f"seed={seed}"])
             for seed in self.seeds
         }
+
+    def penalty(self) -> float | None:
+        """Return the penalty, if it is fixed."""
+        fixed = self.method == "scl" and not self.config.sparsity
+        return self.config.penalty if fixed else None
+
+    def budget(self) -> dict[str, Any] | None:
+        """Return what is to be pruned of what, if a budget is to be met."""
+        if self.method != "scl" or not self.config.sparsity:
+            return None
+        return {name: getattr(self.config, name) for name in BUDGET}
 
 
 class Book:
@@ -142,7 +157,8 @@ class Book:
                 record = {
                     **dataclasses.asdict(result),
                     "stage": task.stage,
-                    "penalty": task.config.penalty if task.method == "scl" else None,
+                    "penalty": task.penalty(),
+                    "budget": task.budget(),
                     "learning_rate": task.config.learning_rate,
                     "pixels": task.config.pixels,
                     "epoch_seconds": [round(m.seconds, 4) for m in trained.history],

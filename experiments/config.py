@@ -64,7 +64,16 @@ class Config:
     weight_decay: float = _number(0.0, 0, 1)  # on kernels; coupled in SGD
     label_smoothing: float = _number(0.0, 0, 1)  # probability given to all classes
 
-    penalty: float = _number(1e-6, 0, 1)  # lambda: loss per connection
+    # What is to be pruned at the end: a fraction of the connections, or of what they
+    # cost. The penalty is then found while training; 0: it is fixed.
+    sparsity: float = _number(0.0, 0, 1)
+    penalty: float = _number(1e-6, 0, 1)  # lambda, if fixed: loss per unit of cost
+    # What a connection costs: 1, or its MACs per example.
+    costs: Literal["connections", "macs"] = "connections"
+    weigh: bool = True  # penalize in proportion to the cost; False: all alike
+    schedule: Literal["cubic", "linear", "constant"] = "cubic"  # to the sparsity
+    # Fraction of the training at which the schedule has come to the sparsity.
+    schedule_end: float = _number(0.375, 0, 1, "(]")
     ste: str = "identity"  # or leaky_relu(SLOPE), softplus(SHARPNESS), relu, clipped
     norm: Literal["rms", "l2", "max", "none"] = "rms"  # of mask gradients
     mask_learning_rate: float = _number(3e-4, 0, 1000, "()")
@@ -73,7 +82,8 @@ class Config:
     mask_dtype: Literal["float32", "bfloat16"] = "float32"
     # Fraction of the training after which the masks stop moving.
     freeze_at: float = _number(0.75, 0, 1, "(]")
-    # Connections that every kernel keeps, however it is pruned; 0: it may lose all.
+    # Connections that every kernel keeps, however it is pruned; 0: it may lose all,
+    # but with a sparsity to meet it keeps one.
     minimum_connections: int = _number(0, 0, 2**31)
 
     # What kernels and activations are multiplied in; parameters stay in float32.
@@ -120,6 +130,11 @@ class Config:
                 f"warmup_epochs must be less than epochs, {self.epochs}; "
                 f"got {self.warmup_epochs}"
             )
+        if self.sparsity and self.schedule_end > self.freeze_at:
+            raise ValueError(
+                f"schedule_end must be at most freeze_at, {self.freeze_at}, so that "
+                f"the sparsity is met before the masks rest; got {self.schedule_end}"
+            )
         parse_ste(self.ste)
 
 
@@ -139,15 +154,16 @@ class Study:
 
     Attributes:
       targets: sparsities of the kernels, 0..1, to reach.
-      penalties: the penalties that SCL chooses from.
-      learning_rates: the learning rates that the dense network chooses from.
+      penalties: the penalties that SCL chooses from; if there are none, it is given
+        the targets as sparsities, and chooses its learning rate.
+      learning_rates: the learning rates to choose from.
       pixels: the scales of the pixels that both choose from.
       seeds: how many seeds choose; the config says how many are tested.
     """
 
     targets: tuple[float, ...]
-    penalties: tuple[float, ...]
     learning_rates: tuple[float, ...]
+    penalties: tuple[float, ...] = ()
     pixels: tuple[str, ...] = ("standardized",)
     seeds: int = 2
 
@@ -158,6 +174,8 @@ def _check(field: dataclasses.Field, value: Any) -> None:
     if words and value not in words:
         known = ", ".join(words)
         raise ValueError(f"{field.name} must be one of {known}; got {value!r}")
+    if field.type is bool and not isinstance(value, bool):
+        raise ValueError(f"{field.name} must be True or False, got {value!r}")
     if allowed:
         kind, name = (int, "an integer") if field.type is int else (Real, "a number")
         fits = isinstance(value, kind) and not isinstance(value, bool)

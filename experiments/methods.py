@@ -10,6 +10,7 @@ import optax
 import scl_jax
 from experiments.config import Config, parse_ste
 from experiments.models import MODELS
+from experiments.network import macs_of_connections, make_network
 
 PyTree = Any
 
@@ -51,32 +52,62 @@ def dense(config: Config, steps: int) -> Method:
 
 
 def scl(config: Config, steps: int) -> Method:
-    """Train weights and connectivity together, with the penalty in the loss."""
+    """Train weights and connectivity together, to a sparsity or by a fixed penalty."""
     ste = parse_ste(config.ste)
-    freeze_step = round(config.freeze_at * steps)
-    mask_rate = optax.piecewise_constant_schedule(
-        config.mask_learning_rate, {freeze_step: 0.0}
-    )
-    feature_axes = MODELS[config.model].feature_axes
-    masks_tx = optax.chain(
-        scl_jax.normalize_by_feature(feature_axes, norm=config.norm),
-        optax.sgd(mask_rate, config.mask_momentum or None),
-    )
-    if config.minimum_connections:
-        guard = scl_jax.keep_connections(config.minimum_connections)
-        masks_tx = optax.chain(masks_tx, guard)
+    costs = None
+    if config.costs == "macs":
+        costs = macs_of_connections(make_network(config))
+
+    def penalty(masked):
+        if config.sparsity:  # the optimizer has the penalty then
+            return jnp.zeros(())
+        weights = costs if config.weigh else None
+        count = scl_jax.connection_count(masked, ste=ste, costs=weights)
+        return config.penalty * count
+
     return Method(
         name="scl",
         wrap=lambda params: scl_jax.mask_params(
             params, initial=config.mask_initial, dtype=jnp.dtype(config.mask_dtype)
         ),
         effective=lambda masked: scl_jax.apply_masks(masked, ste=ste),
-        penalty=lambda masked: (
-            config.penalty * scl_jax.connection_count(masked, ste=ste)
-        ),
+        penalty=penalty,
         fold=scl_jax.fold_masks,
-        tx=scl_jax.partition(weights_optimizer(config, steps), masks_tx),
+        tx=scl_jax.partition(
+            weights_optimizer(config, steps), masks_optimizer(config, steps, costs)
+        ),
     )
+
+
+def masks_optimizer(
+    config: Config, steps: int, costs: PyTree | None
+) -> optax.GradientTransformation:
+    """Return the optimizer of the mask variables, which rest from `freeze_at` on."""
+    freeze_step = round(config.freeze_at * steps)
+    normalize = scl_jax.normalize_by_feature(
+        MODELS[config.model].feature_axes, norm=config.norm
+    )
+    momentum = config.mask_momentum or None
+    if config.sparsity:
+        return scl_jax.meet_budget(
+            optax.chain(normalize, optax.sgd(config.mask_learning_rate, momentum)),
+            1 - config.sparsity,
+            # One step at least, however short the training is.
+            freeze_step=max(1, freeze_step),
+            end_step=max(1, round(config.schedule_end * steps)),
+            schedule=config.schedule,
+            costs=costs,
+            weigh=config.weigh,
+            minimum=max(1, config.minimum_connections),
+            ste=parse_ste(config.ste),
+        )
+    rate = optax.piecewise_constant_schedule(
+        config.mask_learning_rate, {freeze_step: 0.0}
+    )
+    transforms = [normalize, optax.sgd(rate, momentum)]
+    if config.minimum_connections:
+        transforms.append(scl_jax.keep_connections(config.minimum_connections))
+    return optax.chain(*transforms)
 
 
 def weights_optimizer(config: Config, steps: int) -> optax.GradientTransformation:

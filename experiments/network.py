@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+import scl_jax
 from experiments.config import Config
 from experiments.data import ABOUT
 from experiments.models import MODELS
@@ -67,3 +68,21 @@ def make_network(config: Config) -> Network:
         return model.apply(variables, as_input(inputs), train=True, mutable=mutable)
 
     return Network(init, apply, train, example)
+
+
+@functools.cache
+def network_macs(network: Network) -> PyTree:
+    """Return the MACs per example of every parameter, as `count_macs` does."""
+    params, statistics = jax.eval_shape(network.init, jax.random.key(0))
+
+    def apply(params, inputs):
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), statistics)
+        return network.apply(params, zeros, inputs)
+
+    return scl_jax.count_macs(apply, params, network.example)
+
+
+def macs_of_connections(network: Network) -> PyTree:
+    """Return the MACs per example of a connection, for every parameter."""
+    params, _ = jax.eval_shape(network.init, jax.random.key(0))
+    return scl_jax.macs_per_connection(network_macs(network), params)

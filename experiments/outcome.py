@@ -10,7 +10,7 @@ from experiments.data import Split
 from experiments.evaluate import evaluate
 from experiments.mesh import make_mesh
 from experiments.models import MODELS
-from experiments.network import make_network
+from experiments.network import make_network, network_macs
 from experiments.train import Trained
 
 
@@ -51,12 +51,7 @@ def make_report(config: Config, trained: Trained) -> scl_jax.Report:
     masked = trained.trained
     if not isinstance(masked, scl_jax.MaskedParams):
         masked = scl_jax.mask_params(trained.folded)
-    network, model = make_network(config), MODELS[config.model]
-
-    def apply(params, inputs):
-        return network.apply(params, trained.statistics, inputs)
-
-    macs = scl_jax.count_macs(apply, masked.weights, network.example)
+    model, macs = MODELS[config.model], network_macs(make_network(config))
     return scl_jax.report(
         masked, macs, feature_axes=model.feature_axes, next_layer=model.next_layer
     )

@@ -1,4 +1,4 @@
-"""Choose penalties on the validation split, then test once: the README's numbers.
+"""Choose settings on the validation split, then test once: the README's numbers.
 
 python -m experiments.study mnist5k_lenet300
 
@@ -10,8 +10,6 @@ that is killed goes on from its last checkpoint when the study is started again.
 import argparse
 import dataclasses
 import itertools
-import os
-import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,6 +19,7 @@ from experiments import configs
 from experiments.book import Book, Task
 from experiments.config import Config, Study
 from experiments.data import Dataset, load
+from experiments.jobs import add_jobs, share
 from experiments.outcome import mean_std
 from experiments.train import config_seeds
 
@@ -39,11 +38,12 @@ def run_study(
 ) -> None:
     """Run a study, or what is missing of it, and write down what it came to.
 
-    On the validation split, dense chooses its learning rate and SCL, for each
-    target sparsity, the penalty with the best accuracy among those that reach it;
-    both choose how the pixels are scaled. Then both train on training and validation
-    examples together, and see the test set once. Dense is tested with the settings
-    of SCL, too.
+    On the validation split, dense chooses its learning rate, and so does SCL for each
+    target sparsity, which it is given as its budget; or, where the study has
+    penalties, it chooses the one with the best accuracy among those that reach the
+    target. Both choose how the pixels are scaled. Then both train on training and
+    validation examples together, and see the test set once. Dense is tested with the
+    settings of SCL, too.
     """
     config, study = configs.load_config(name), configs.load_study(name)
     book = Book(folder / f"{name}.json", scratch / name)
@@ -52,28 +52,32 @@ def run_study(
     book.open(config)
     book.save(name=name, study=dataclasses.asdict(study))
 
-    data = _examples(config, data_dir)
+    data = examples(config, data_dir)
     dense, scl = _choose(book, config, study, data)
 
-    everything = _examples(dataclasses.replace(config, validation=0), data_dir)
+    everything = examples(dataclasses.replace(config, validation=0), data_dir)
 
     def test(method: str, settings: Settings) -> Task:
         final = dataclasses.replace(config, validation=0, **settings)
         return Task("test", method, final, config_seeds(config))
 
     rate = {"learning_rate": config.learning_rate}
-    same = [{"pixels": settings["pixels"], **rate} for settings in scl.values()]
+    same = [
+        {name: {**rate, **settings}[name] for name in ("pixels", "learning_rate")}
+        for settings in scl.values()
+    ]
     tasks = [(None, test("dense", settings)) for settings in _unique([*same, dense])]
     tasks += [(target, test("scl", settings)) for target, settings in scl.items()]
     book.run([task for _, task in tasks], everything)
     book.save(
         summary=[
-            _summary(task.method, target, book.records(task)) for target, task in tasks
+            summarize(task.method, target, book.records(task)) for target, task in tasks
         ]
     )
 
 
-def _examples(config: Config, data_dir: str | None) -> Dataset:
+def examples(config: Config, data_dir: str | None) -> Dataset:
+    """Return the examples of an experiment, or streams of them."""
     if config.dataset == "imagenet2012":
         from experiments.imagenet import open_streams  # importing it takes seconds
 
@@ -87,26 +91,36 @@ def _choose(
     """Return the settings of dense, and those of SCL for each target."""
     seeds = range(1000, 1000 + study.seeds)  # seeds that are not tested
 
-    def grid(method: str, field: str, values: Sequence[float]) -> list[Any]:
+    def grid(method: str, field: str, values: Sequence[float], **fixed) -> list[Any]:
         pairs = itertools.product(study.pixels, values)
-        many = [{"pixels": pixels, field: value} for pixels, value in pairs]
+        many = [{**fixed, "pixels": pixels, field: value} for pixels, value in pairs]
         return [
             (Task("validation", method, dataclasses.replace(config, **s), seeds), s)
             for s in many
         ]
 
     of_dense = grid("dense", "learning_rate", study.learning_rates)
-    of_scl = grid("scl", "penalty", study.penalties)
-    book.run([task for task, _ in of_dense + of_scl], data)
+    if study.penalties:
+        fixed = grid("scl", "penalty", study.penalties, sparsity=0.0)
+        of_scl = dict.fromkeys(study.targets, fixed)
+    else:
+        of_scl = {
+            target: grid("scl", "learning_rate", study.learning_rates, sparsity=target)
+            for target in study.targets
+        }
+    trials = [*of_dense, *itertools.chain(*of_scl.values())]
+    book.run([task for task, _ in trials], data)
 
     def accuracy(trial: tuple[Task, Settings]) -> float:
         return _mean(book.records(trial[0]), "accuracy")
 
+    def reaches(trial: tuple[Task, Settings], target: float) -> bool:
+        budget = trial[0].budget()
+        return bool(budget) or _sparsity(book.records(trial[0]))[0] >= target
+
     scl = {}
-    for target in study.targets:
-        reaching = [
-            trial for trial in of_scl if _sparsity(book.records(trial[0]))[0] >= target
-        ]
+    for target, trials in of_scl.items():
+        reaching = [trial for trial in trials if reaches(trial, target)]
         if not reaching:
             raise ValueError(
                 f"no penalty of the study reaches a sparsity of {target} on "
@@ -120,16 +134,17 @@ def _unique(many: Iterable[Settings]) -> list[Settings]:
     return [dict(items) for items in dict.fromkeys(tuple(s.items()) for s in many)]
 
 
-def _summary(
+def summarize(
     method: str, target: float | None, records: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Return one row of the README's table."""
+    """Return the row of a table for runs that differ in their seeds."""
     accuracy, accuracy_std = mean_std([record["accuracy"] for record in records])
     sparsity, sparsity_std = _sparsity(records)
     return {
         "method": method,
         "target": target,
         "penalty": records[0]["penalty"],
+        "budget": records[0].get("budget"),  # not there in files of before budgets
         "learning_rate": records[0]["learning_rate"],
         "pixels": records[0]["pixels"],
         "seeds": [record["seed"] for record in records],
@@ -158,34 +173,12 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("name", choices=configs.names())
     parser.add_argument("--data-dir", help="folder of prepared TFDS data sets")
-    parser.add_argument("--jobs", type=int, default=1, help="processes; 1 if left out")
+    add_jobs(parser)
     arguments = parser.parse_args(argv)
-    if arguments.jobs < 1:
-        parser.error(f"--jobs must be at least 1; got {arguments.jobs}")
     if arguments.jobs > 1:
-        return _share(arguments)
+        return share("experiments.study", argv, arguments.jobs)
     run_study(arguments.name, data_dir=arguments.data_dir)
     return 0
-
-
-def _share(arguments: argparse.Namespace) -> int:
-    """Run the study in several processes that share its runs.
-
-    Returns:
-      The worst exit code; that of a process that was killed is negative.
-    """
-    command = [sys.executable, "-m", "experiments.study", arguments.name]
-    if arguments.data_dir:
-        command += ["--data-dir", arguments.data_dir]
-    # Each would take three quarters of the accelerator's memory.
-    environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ}
-    jobs = [subprocess.Popen(command, env=environment) for _ in range(arguments.jobs)]
-    try:
-        return max((job.wait() for job in jobs), key=abs)
-    finally:
-        for job in jobs:
-            job.terminate()  # does nothing to one that has ended
-            job.wait()
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ python -m experiments.tables
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,20 +49,11 @@ def _studies(folder: Path) -> list[Path]:
     return [path for path in paths if path.exists()]
 
 
-def _study(book: dict[str, Any]) -> str:
-    config, versions, rows = book["config"], book["versions"], book["summary"]
-    cells = [
-        [
-            "method",
-            "pixels",
-            "learning rate",
-            "penalty",
-            "test accuracy (%)",
-            "sparsity",
-            "connections",
-            "MACs",
-        ]
-    ]
+def study_cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """Return the cells of the table of a study: a header, and its rows."""
+    header = ["method", "pixels", "learning rate", "asked for"]
+    header += ["test accuracy (%)", "sparsity", "connections", "MACs"]
+    cells = [header]
     for row in rows:
         method = {"dense": "dense", "scl": "SCL"}[row["method"]]
         cells.append(
@@ -69,13 +61,18 @@ def _study(book: dict[str, Any]) -> str:
                 method,
                 row["pixels"],
                 f"{row['learning_rate']:g}",
-                "" if row["penalty"] is None else f"{row['penalty']:g}",
+                _asked(row),
                 f"{100 * row['accuracy']:.2f} ± {100 * row['accuracy_std']:.2f}",
                 f"{row['sparsity']:.4f} ± {row['sparsity_std']:.4f}",
                 f"{row['nnz']:,.0f}",
                 f"{row['macs_remaining']:,.0f}",
             ]
         )
+    return cells
+
+
+def _study(book: dict[str, Any]) -> str:
+    config, versions, rows = book["config"], book["versions"], book["summary"]
     seeds = len(rows[0]["seeds"])
     figure = (
         f"; [figure](experiments/results/{book['name']}.png)"
@@ -86,8 +83,18 @@ def _study(book: dict[str, Any]) -> str:
         f"**{configs.summary(book['name'])}** {config['epochs']} epochs, {seeds} "
         f"seeds, {versions['device']}, jax {versions['jax']}; "
         f"`python -m experiments.study {book['name']}`{figure}\n\n"
-        f"{as_markdown(cells)}"
+        f"{as_markdown(study_cells(rows))}"
     )
+
+
+def _asked(row: dict[str, Any]) -> str:
+    """Return what SCL was given: a budget, or a fixed penalty."""
+    budget = row.get("budget")
+    if budget:
+        of = {"connections": "", "macs": " of the MACs"}[budget["costs"]]
+        alike = "" if budget["weigh"] else ", penalized alike"
+        return f"{budget['sparsity']:g} pruned{of}{alike}"
+    return "" if row["penalty"] is None else f"penalty {row['penalty']:g}"
 
 
 def _bench(bench: dict[str, Any]) -> str:

@@ -4,11 +4,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from experiments.figures import COLOURS, styled
 from experiments.outcome import mean_std
+
+Runs = list[dict[str, Any]]  # that differ in their seeds
+_LOOKS: tuple[dict[str, Any], ...] = (
+    {"fmt": "o-", "color": COLOURS[1]},
+    {"fmt": "s--", "color": COLOURS[0]},
+    {"fmt": "^:", "color": COLOURS[2]},
+)
 
 
 @styled
@@ -30,11 +38,12 @@ def draw_tradeoff(book: dict[str, Any], path: Path) -> None:
 
 def _figure(book: dict[str, Any]) -> Figure:
     rows = book.get("summary", [])
-    tested = [
-        [_run(book, row, seed) for seed in row["seeds"]]
-        for row in rows
-        if row["method"] == "scl"
-    ]
+    tested: list[Runs] = []
+    kinds: dict[str, list[Runs]] = {}
+    for row in rows:
+        if row["method"] == "scl":
+            tested.append([_run(book, row, seed) for seed in row["seeds"]])
+            kinds.setdefault(_kind(row), []).append(tested[-1])
     if not tested or not all("layers" in run for runs in tested for run in runs):
         raise ValueError(
             "draw_tradeoff: needs a finished study whose runs have layers; got "
@@ -51,22 +60,24 @@ def _figure(book: dict[str, Any]) -> Figure:
         level, spread = 100 * dense["accuracy"], 100 * dense["accuracy_std"]
         axes.axhline(level, color="k", linestyle="--", label="dense")
         axes.axhspan(level - spread, level + spread, color="k", alpha=0.12, lw=0)
-        for runs in tested:
-            x = mean_std([run[remaining] / run[whole] for run in runs])
-            y = mean_std([100 * run["accuracy"] for run in runs])
-            axes.errorbar(
-                *(x[0], y[0], y[1], x[1]),
-                fmt="o",
-                color=COLOURS[1],
-                capsize=4,
-                label="SCL" if runs is tested[0] else None,
+        for (kind, many), look in zip(kinds.items(), _LOOKS, strict=False):
+            points = sorted(
+                (
+                    *mean_std([run[remaining] / run[whole] for run in runs]),
+                    *mean_std([100 * run["accuracy"] for run in runs]),
+                )
+                for runs in many
             )
+            x, dx, y, dy = zip(*points, strict=True)
+            axes.errorbar(x, y, dy, dx, capsize=4, label=kind, **look)
         _log_fractions(axes)
         axes.set(xlabel=f"fraction of {name} remaining", ylabel="test accuracy (%)")
         axes.legend(loc="lower right")
     axes = figure.add_subplot(grid[:, 1])
     names = [layer["path"].removesuffix("/kernel") for layer in tested[0][0]["layers"]]
-    for runs, colour in zip(tested, (COLOURS[0], *COLOURS[2:]), strict=False):
+    first = next(iter(kinds.values()))
+    shades = colormaps["viridis"](np.linspace(0, 0.9, len(first)))
+    for runs, colour in zip(first, shades, strict=True):
         kept = np.array(
             [[layer["nnz"] / layer["weights"] for layer in r["layers"]] for r in runs]
         )
@@ -75,8 +86,18 @@ def _figure(book: dict[str, Any]) -> Figure:
     _log_fractions(axes)
     axes.invert_yaxis()
     axes.set(xlabel="fraction of weights remaining per kernel")
-    axes.legend(title="sparsity, mean of the seeds")
+    of = f"{next(iter(kinds))}\n" if len(kinds) > 1 else ""
+    axes.legend(title=f"{of}sparsity, mean of the seeds")
     return figure
+
+
+def _kind(row: dict[str, Any]) -> str:
+    """Return what a row of SCL belongs to."""
+    budget = row.get("budget")
+    if not budget or budget["costs"] == "connections":
+        return "SCL"
+    penalized = "MACs" if budget["weigh"] else "connections"
+    return f"SCL to a budget of MACs, {penalized} penalized"
 
 
 def _log_fractions(axes: Any) -> None:
@@ -90,11 +111,11 @@ def _log_fractions(axes: Any) -> None:
 
 def _run(book: dict[str, Any], row: dict[str, Any], seed: int) -> dict[str, Any]:
     """Return the tested run of a row and a seed."""
-    fields = ("method", "penalty", "learning_rate", "pixels")
+    fields = ("method", "penalty", "budget", "learning_rate", "pixels")
     return next(
         run
         for run in book["runs"].values()
         if run["stage"] == "test"
         and run["seed"] == seed
-        and all(run[field] == row[field] for field in fields)
+        and all(run.get(field) == row.get(field) for field in fields)
     )

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import optax
 from jax.experimental import multihost_utils
 
 from experiments.checkpoint import CheckpointError, Checkpoints
@@ -53,6 +54,7 @@ class Metrics(NamedTuple):
     nnz: int  # nonzero kernel weights after the epoch
     sparsity: float  # of the kernels, 0..1
     seconds: float  # the epoch's training alone
+    penalty: float | None = None  # that a budget's controller has come to
 
 
 class Trained(NamedTuple):
@@ -242,6 +244,8 @@ class _Training:
         )
         nnz = sum(layer.nnz for layer in counts.values())
         loss, train_accuracy, seconds = at.sums
+        penalty = optax.tree_utils.tree_get(at.state.opt_state, "penalty")
+        penalty = None if penalty is None else float(penalty)
         at.history.append(
             Metrics(
                 method=self.method.name,
@@ -253,6 +257,7 @@ class _Training:
                 nnz=nnz,
                 sparsity=1 - nnz / sum(layer.size for layer in counts.values()),
                 seconds=seconds,
+                penalty=penalty,
             )
         )
         at.key, at.sums = np.asarray(next_key(at.key)), (0.0, 0.0, 0.0)

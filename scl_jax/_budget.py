@@ -12,7 +12,7 @@ from scl_jax._features import FeatureAxes
 from scl_jax._guard import Guard, after, settled
 from scl_jax._masked import MaskedParams, mask_leaves, with_mask_leaves
 from scl_jax._paths import PyTree, leaf_path
-from scl_jax._rank import FIRST, affordable, ranks
+from scl_jax._rank import FIRST, affordable, count, ranks
 from scl_jax._schedule import Allowance, Schedule
 from scl_jax._step import STE, checked_ste, identity, proxy_gradient
 
@@ -32,9 +32,10 @@ _STEEPEST = 80.0  # whose exponential is finite
 class BudgetState(NamedTuple):
     """State of `meet_budget`."""
 
-    step: jax.Array  # shape (), int32: steps taken
+    step: jax.Array  # shape (), int32: steps taken; it stays at freeze_step
     penalty: jax.Array  # shape (), float32: the coefficient, loss per unit of cost
-    excess: jax.Array  # shape (), float32: log of what is spent over what is allowed
+    excess: jax.Array  # shape (), float32: log of what was spent over what was allowed
+    spent: jax.Array  # shape (), float32: what the connections cost now
     inner: PyTree  # the state of the wrapped transform
 
 
@@ -95,17 +96,20 @@ def meet_budget(
     Returns:
       An `optax.GradientTransformation` for a tree of mask variables: the `masks_tx` of
       `partition`. Its state has three numbers of its own;
-      `optax.tree_utils.tree_get(state, "penalty")` is the coefficient, and a fixed
-      penalty of the size that it settles at comes to about the same sparsity. Nothing
+      `optax.tree_utils.tree_get(state, "penalty")` is the coefficient, a first guess
+      for a fixed penalty that is to come to as many connections. Nothing
       goes to the host; across devices it sends counts, never mask variables. A step
       reads the mask variables and their gradients once more.
 
       At the freeze the cost is at most the target, and less by no more than that of
-      a few connections, or else that of the dearest one.
+      a few connections, or else that of the dearest one. Costs are added in float32:
+      a number of connections is exact to 2**24.
 
     Raises:
       TypeError: if the target is neither float nor int, or an argument has another
         type than is said here; at init and update, if it is given a `MaskedParams`.
+        (Under `optax.inject_hyperparams` name all arguments among `static_args`, or
+        use it on the `masks_tx` alone.)
       ValueError: if the target is not in (0, 1], or below 1, or more than the cost of
         all connections, or less than the guard's minimum; if the steps are not
         0 <= begin_step < end_step <= freeze_step; if a schedule grows, or has not
@@ -113,15 +117,15 @@ def meet_budget(
         is None.
 
     Example:
-      >>> import jax.numpy as jnp
+      >>> import jax, jax.numpy as jnp
       >>> from scl_jax import normalize_by_feature
       >>> masks_tx = optax.chain(normalize_by_feature(), optax.sgd(1e-2))
       >>> tx = meet_budget(masks_tx, 0.25, freeze_step=4)
       >>> masks = {"kernel": jnp.full((4, 2), 0.1)}
       >>> gradient = {"kernel": jnp.arange(8.0).reshape(4, 2) - 4}
-      >>> state = tx.init(masks)
+      >>> state, update = tx.init(masks), jax.jit(tx.update)
       >>> for _ in range(5):
-      ...     updates, state = tx.update(gradient, state, masks)
+      ...     updates, state = update(gradient, state, masks)
       ...     masks = optax.apply_updates(masks, updates)
       >>> print((masks["kernel"] >= 0).astype(int))
       [[1 1]
@@ -153,15 +157,18 @@ def meet_budget(
         return _Leaves(mask_leaves(params), guard, find_cost)
 
     def init_fn(params):
-        leaves_of(params).check(allowance)
+        leaves = leaves_of(params)
+        leaves.check(allowance)
+        abstract = any(isinstance(s, jax.ShapeDtypeStruct) for s in leaves.masks)
         zero = jnp.zeros((), jnp.float32)
-        return BudgetState(jnp.zeros((), jnp.int32), zero, zero, masks_tx.init(params))
+        spent = zero if abstract else leaves.spent([s >= 0 for s in leaves.masks])
+        step = jnp.zeros((), jnp.int32)
+        return BudgetState(step, zero, zero, spent, masks_tx.init(params))
 
     def adapt(state, leaves, gradients):
         """Return the coefficient for this step, and the excess that it answers."""
         allowed = leaves.total * allowance.at(state.step + 1, leaves.total)
-        spent = leaves.spent([s >= 0 for _, s in leaves.named])
-        excess = jnp.log(jnp.maximum(spent, _LEAST * leaves.total) / allowed)
+        excess = jnp.log(jnp.maximum(state.spent, _LEAST * leaves.total) / allowed)
         change = excess - state.excess + excess / (_INTEGRAL_TIME * allowance.falls_for)
         steep = jnp.exp(jnp.minimum(_GAIN * change, _STEEPEST))
         size = sum(jnp.sum(jnp.abs(g), dtype=jnp.float32) for g in gradients)
@@ -183,12 +190,8 @@ def meet_budget(
         updates = with_mask_leaves(updates, penalized_gradients)
         updates, inner = masks_tx.update(updates, state.inner, params, **extra_args)
         moves = [u for _, u in mask_leaves(updates)]
-        moves = jax.lax.cond(
-            state.step == freeze_step - 1,
-            lambda: leaves.settle(moves, allowance),
-            lambda: guard.keep(moves, leaves.named),
-        )
-        state = BudgetState(state.step + 1, penalty, excess, inner)
+        moves, spent = leaves.within(moves, state.step == freeze_step - 1, allowance)
+        state = BudgetState(state.step + 1, penalty, excess, spent, inner)
         return with_mask_leaves(updates, moves), state
 
     def update_fn(updates, state, params=None, **extra_args):
@@ -218,11 +221,12 @@ class _Leaves:
         self.named, self.guard = named, guard
         self.masks = [s for _, s in named]
         self.axes = [guard.axes(key_path, s) for key_path, s in named]
-        self.costs = [find_cost(leaf_path(key_path), s) for key_path, s in named]
+        # NumPy's and Python's: what is allowed can be checked, whatever is traced.
+        costs = [find_cost(leaf_path(key_path), s) for key_path, s in named]
+        self.costs = [np.asarray(c) if np.ndim(c) else float(c) for c in costs]
         self.size = sum(s.size for s in self.masks)
-        # Python numbers: what is allowed can be checked, whatever is traced.
         self.total = sum(
-            float(np.mean(cost)) * s.size
+            float(np.sum(cost, dtype=np.float64)) * (s.size // np.size(cost))
             for cost, s in zip(self.costs, self.masks, strict=True)
         )
 
@@ -236,8 +240,9 @@ class _Leaves:
         budget = allowance.fraction(self.total) * self.total
         least = 0.0
         for s, axes, cost in zip(self.masks, self.axes, self.costs, strict=True):
-            groups = s.size // max(1, int(np.prod([s.shape[axis] for axis in axes])))
-            least += groups * self.guard.minimum * float(np.min(cost))
+            # The guard keeps the largest mask variables, were they the dearest.
+            dearest = np.max(np.broadcast_to(cost, s.shape), axes)
+            least += self.guard.minimum * float(np.sum(dearest, dtype=np.float64))
         if budget < least:
             raise ValueError(
                 f"meet_budget: a budget must pay for the guard's minimum, "
@@ -251,18 +256,43 @@ class _Leaves:
             if np.ndim(cost):
                 terms.append(jnp.sum(jnp.where(m, cost, 0.0)))
             else:
-                # Counted in integers: a sum of float32 is exact to 2**24 only.
-                terms.append(jnp.sum(m) * jnp.float32(cost))
+                terms.append(count(m, tuple(range(m.ndim))) * jnp.float32(cost))
         return sum(terms, start=jnp.zeros((), jnp.float32))
 
-    def settle(self, updates: list[jax.Array], allowance: Allowance) -> list[jax.Array]:
-        """Return updates after which the connections cost what the target allows."""
-        moved = [after(u, s) for u, s in zip(updates, self.masks, strict=True)]
-        ranked = [
-            jnp.where(self.guard.protected(m, axes), jnp.uint32(FIRST), ranks(m))
-            for m, axes in zip(moved, self.axes, strict=True)
-        ]
+    def within(
+        self, updates: list[jax.Array], cut: jax.Array, allowance: Allowance
+    ) -> tuple[list[jax.Array], jax.Array]:
+        """Return updates that leave the guard's minimum, and what is spent after them.
+
+        Where `cut`, they leave what the target pays for.
+        """
+        moved = list(map(after, updates, self.masks))
+        connected = [m >= 0 for m in moved]
+
+        def counted(updates):
+            ends = map(after, updates, self.masks)
+            return updates, self.spent([m >= 0 for m in ends])
+
+        def guarded():
+            return counted(list(map(self.guard.kept, updates, self.masks, self.axes)))
+
+        def settle():
+            ranked = [
+                jnp.where(self.guard.protected(m, axes), jnp.uint32(FIRST), ranks(m))
+                for m, axes in zip(moved, self.axes, strict=True)
+            ]
+            kept = affordable(ranked, self.spent, self.target(allowance))
+            return counted(list(map(settled, updates, self.masks, kept)))
+
+        broken = self.guard.broken(list(map(count, connected, self.axes)))
+        branches = (lambda: (updates, self.spent(connected)), guarded, settle)
+        return jax.lax.switch(jnp.where(cut, 2, broken.astype(jnp.int32)), branches)
+
+    def target(self, allowance: Allowance) -> jax.Array:
+        """Return the budget at the freeze, shape (), float32, rounded down."""
         # A fraction of a number of connections may be a hair less than a whole number.
-        budget = allowance.fraction(self.total) * self.total * (1 + 1e-6)
-        connected = affordable(ranked, self.spent, jnp.float32(budget))
-        return list(map(settled, updates, self.masks, connected))
+        exact = allowance.fraction(self.total) * self.total * (1 + 1e-9)
+        rounded = np.float32(exact)
+        if float(rounded) > exact:
+            rounded = np.nextafter(rounded, np.float32(0))
+        return jnp.asarray(rounded)

@@ -11,11 +11,59 @@ import numpy as np
 from jax.core import Tracer
 
 from scl_jax._macs import UnknownMacs
-from scl_jax._masked import MaskedParams
+from scl_jax._masked import MaskedParams, check_masked
 from scl_jax._paths import PyTree, leaves_by_path, listed
+from scl_jax._step import STE, checked_ste, identity, unit_step
 
 Cost = float | jax.Array
 CostOf = Callable[[str, Any], Cost]
+
+
+def connection_count(
+    masked: MaskedParams, *, ste: STE = identity, costs: PyTree | None = None
+) -> jax.Array:
+    """Count the connections, differentiably: the penalty's term of the loss.
+
+    Args:
+      masked: what `mask_params` made.
+      ste: the straight-through estimator; use the one given to `apply_masks`.
+      costs: what a connection counts, c: a pytree like the parameters, at each
+        masked leaf a number >= 0, or an array of the leaf's shape with one for each
+        connection; see `macs_per_connection`. None: each counts 1.
+
+    Returns:
+      The sum of c * H(S) over all masked leaves, a float32 scalar. Its gradient is
+      c * p(S). Above 2**24 it is rounded, as float32 is: `report` counts in
+      integers. NaN in a mask variable makes it NaN.
+
+    Raises:
+      TypeError: if `masked` is no MaskedParams, `ste` no hashable callable, or a
+        cost no number.
+      ValueError: if the trees do not fit, or a masked leaf has no cost, or one that
+        is unknown, negative, infinite, NaN, or of another shape.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from scl_jax import mask_params
+      >>> masked = mask_params({"kernel": jnp.ones((3, 2))})
+      >>> float(connection_count(masked))
+      6.0
+      >>> float(connection_count(masked, costs={"kernel": 49.0}))
+      294.0
+    """
+    check_masked(masked, "connection_count")
+    checked_ste(ste, "connection_count")
+    find_cost = cost_of(costs, "connection_count")
+    total = jnp.zeros((), jnp.float32)
+    for path, mask in leaves_by_path(masked.masks).items():
+        if mask is None:
+            continue
+        cost, h = find_cost(path, mask), unit_step(mask, ste)
+        if np.ndim(cost):
+            total += jnp.sum(cost * h, dtype=jnp.float32)
+        else:
+            total += cost * jnp.sum(h, dtype=jnp.float32)
+    return total
 
 
 def macs_per_connection(macs: PyTree, params: PyTree) -> PyTree:
@@ -63,8 +111,9 @@ def cost_of(costs: PyTree | None, caller: str) -> CostOf:
 
     Returns:
       A function (path, leaf) -> number or array of the leaf's shape. It raises
-      ValueError if there is no cost for the leaf, or one that is negative, infinite,
-      or of another shape; TypeError if it is no number.
+      ValueError if there is no cost for the leaf, or one that is unknown, negative,
+      infinite, NaN, or of another shape; TypeError if it is no number. What is traced
+      cannot be looked at; all else is concrete, inside a jitted function too.
     """
     if costs is None:
         return lambda path, leaf: 1.0
@@ -82,9 +131,12 @@ def cost_of(costs: PyTree | None, caller: str) -> CostOf:
                 f"{caller}: costs must be numbers; at {path} the MACs are unknown: "
                 f"{cost.reason}"
             )
-        if isinstance(cost, Tracer):
-            return cost
-        if isinstance(cost, numbers.Real) and not isinstance(cost, bool):
+        if not _is_real(cost):
+            raise TypeError(
+                f"{caller}: a cost must be a number, or an array of them; at {path} "
+                f"it is {cost!r}"
+            )
+        if isinstance(cost, numbers.Real):
             number = float(cost)
             if not 0 <= number < math.inf:
                 raise ValueError(
@@ -92,20 +144,26 @@ def cost_of(costs: PyTree | None, caller: str) -> CostOf:
                     f"{number}"
                 )
             return number
-        if not isinstance(cost, np.ndarray | np.generic | jax.Array):
-            raise TypeError(
-                f"{caller}: a cost must be a number, or an array of them; at {path} "
-                f"it is {cost!r}"
-            )
         if cost.shape not in ((), leaf.shape):
             raise ValueError(
                 f"{caller}: costs of single connections must have the shape of their "
                 f"leaf; at {path} they have {cost.shape}, the leaf {leaf.shape}"
             )
-        if not (np.isfinite(cost).all() and (np.asarray(cost) >= 0).all()):
-            raise ValueError(
-                f"{caller}: costs must be finite and >= 0; at {path} they are not"
-            )
-        return jnp.asarray(cost, jnp.float32)
+        if isinstance(cost, Tracer):
+            return cost.astype(jnp.float32)
+        with jax.ensure_compile_time_eval():
+            each = jnp.asarray(cost, jnp.float32)
+            if not jnp.all((each >= 0) & (each < jnp.inf)):
+                raise ValueError(
+                    f"{caller}: costs must be finite and >= 0; at {path} they are not"
+                )
+        return each
 
     return find
+
+
+def _is_real(x: Any) -> bool:
+    """Tell whether `x` is a real number, or an array of such; bool is none."""
+    if isinstance(x, np.ndarray | np.generic | jax.Array):
+        return jnp.isdtype(x.dtype, ("integral", "real floating"))
+    return isinstance(x, numbers.Real) and not isinstance(x, bool)

@@ -1,6 +1,8 @@
 """The Optax transform that keeps a layer from losing its last connections."""
 
+import functools
 import math
+import operator
 from typing import Any
 
 import jax
@@ -8,9 +10,9 @@ import jax.numpy as jnp
 import optax
 
 from scl_jax._features import FeatureAxes, axes_tuple, reduced_axes
-from scl_jax._masked import map_masks, mask_leaves, with_mask_leaves
+from scl_jax._masked import map_masks, with_mask_leaves
 from scl_jax._paths import KeyPath, leaf_path
-from scl_jax._rank import affordable, ranks
+from scl_jax._rank import affordable, count, ranks
 
 _NAME = "keep_connections"
 
@@ -76,8 +78,20 @@ def keep_connections(
                 "keep_connections: reads the mask variables; call "
                 "update(updates, state, params)"
             )
-        us = [u for _, u in mask_leaves(updates)]
-        return with_mask_leaves(updates, guard.keep(us, mask_leaves(params))), state
+        found = []  # (update, mask variable, axes)
+        map_masks(
+            lambda path, u, s: found.append((u, s, guard.axes(path, s))),
+            updates,
+            params,
+        )
+        us, masks, axes = zip(*found, strict=True) if found else ((), (), ())
+        moved = list(map(after, us, masks))
+        kept = jax.lax.cond(
+            guard.broken([count(m >= 0, a) for m, a in zip(moved, axes, strict=True)]),
+            lambda: list(map(guard.kept, us, masks, axes)),
+            lambda: list(us),
+        )
+        return with_mask_leaves(updates, kept), state
 
     return optax.GradientTransformation(init_fn, update_fn)
 
@@ -114,33 +128,24 @@ class Guard:
             )
         return axes
 
-    def keep(
-        self, updates: list[jax.Array], masks: list[tuple[KeyPath, jax.Array]]
-    ) -> list[jax.Array]:
-        """Return updates that leave the minimum; `masks` as `mask_leaves` gives."""
-        axes = [self.axes(key_path, s) for key_path, s in masks]
-        moves = [(u, s, after(u, s)) for u, (_, s) in zip(updates, masks, strict=True)]
+    def broken(self, counts: list[jax.Array]) -> jax.Array:
+        """Tell whether a count of connections is below the minimum, shape ()."""
+        few = [jnp.any(number < self.minimum) for number in counts]
+        return functools.reduce(operator.or_, few, jnp.array(False))
 
-        def revive():
-            return [
-                settled(u, s, self.protected(moved, a) | (moved >= 0))
-                for (u, s, moved), a in zip(moves, axes, strict=True)
-            ]
-
-        few = [
-            jnp.any(jnp.sum(moved >= 0, a) < self.minimum)
-            for (_, _, moved), a in zip(moves, axes, strict=True)
-        ]
-        return jax.lax.cond(jnp.any(jnp.stack(few)), revive, lambda: updates)
+    def kept(self, u: jax.Array, s: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+        """Return an update that leaves the minimum."""
+        moved = after(u, s)
+        return settled(u, s, self.protected(moved, axes) | (moved >= 0))
 
     def protected(self, moved: jax.Array, axes: tuple[int, ...]) -> jax.Array:
         """Mark as many of the largest numbers along the axes; NaN never."""
 
-        def count(marked):
-            return jnp.sum(marked[0], axes, keepdims=True)
+        def counted(marked):
+            return jnp.expand_dims(count(marked[0], axes), axes)
 
         shape = [1 if axis in axes else n for axis, n in enumerate(moved.shape)]
-        return affordable([ranks(moved)], count, jnp.full(shape, self.minimum))[0]
+        return affordable([ranks(moved)], counted, jnp.full(shape, self.minimum))[0]
 
 
 def after(u: jax.Array, s: jax.Array) -> jax.Array:
@@ -163,8 +168,9 @@ def settled(u: jax.Array, s: jax.Array, connected: jax.Array) -> jax.Array:
     to_zero = (-s).astype(u.dtype)
     # In fewer bits than s has, -s may be rounded to below the threshold.
     to_zero = jnp.where(s + to_zero < 0, jnp.nextafter(to_zero, jnp.inf), to_zero)
-    # By more than it is rounded.
-    below = (-s - jnp.abs(s) / 32).astype(u.dtype) - jnp.finfo(u.dtype).tiny
+    # By more than it is rounded, and than what either dtype takes for 0.
+    least = 2 * max(float(jnp.finfo(x.dtype).tiny) for x in (u, s))
+    below = (-s - jnp.abs(s) / 32).astype(u.dtype) - least
     moved = after(u, s)
     wrong = ((moved >= 0) != connected) & ~jnp.isnan(moved)
     return jnp.where(wrong, jnp.where(connected, to_zero, below), u)

@@ -1,4 +1,4 @@
-"""MaskedParams and what is done with it: mask, apply, fold, count."""
+"""MaskedParams and what is done with it: mask, apply, fold."""
 
 import numbers
 from collections.abc import Callable, Iterable
@@ -214,37 +214,6 @@ def binary_masks(masked: MaskedParams) -> PyTree:
         )
     check_no_nan(masked.masks, "binary_masks")
     return jax.tree.map(lambda s: s >= 0, masked.masks)
-
-
-def connection_count(masked: MaskedParams, *, ste: STE = identity) -> jax.Array:
-    """Count the connections, differentiably: the penalty's term of the loss.
-
-    Args:
-      masked: what `mask_params` made.
-      ste: the straight-through estimator; use the one given to `apply_masks`.
-
-    Returns:
-      The sum of H(S) over all masked leaves, a float32 scalar. Its gradient is
-      p(S). Above 2**24 it is rounded, as float32 is: `report` counts in
-      integers. NaN in a mask variable makes it NaN.
-
-    Raises:
-      TypeError: if `masked` is no MaskedParams or `ste` no hashable callable.
-      ValueError: if the trees do not fit.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> masked = mask_params({"kernel": jnp.ones((3, 2))})
-      >>> float(connection_count(masked))
-      6.0
-    """
-    check_masked(masked, "connection_count")
-    checked_ste(ste, "connection_count")
-    counts = [
-        jnp.sum(unit_step(mask, ste), dtype=jnp.float32)
-        for mask in jax.tree.leaves(masked.masks)
-    ]
-    return sum(counts, start=jnp.zeros((), jnp.float32))
 
 
 def check_masked(masked: Any, caller: str) -> None:

@@ -11,7 +11,9 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from scl_jax._masked import MaskedParams, map_masks
+from scl_jax._costs import cost_of
+from scl_jax._masked import MaskedParams, map_masks, mask_leaves
+from scl_jax._paths import PyTree, leaf_path
 from scl_jax._step import STE, checked_ste, identity, proxy_gradient
 
 
@@ -95,12 +97,15 @@ class ConnectionPenaltyState(NamedTuple):
 
 
 def add_connection_penalty(
-    coefficient: float | optax.Schedule, *, ste: STE = identity
+    coefficient: float | optax.Schedule,
+    *,
+    ste: STE = identity,
+    costs: PyTree | None = None,
 ) -> optax.GradientTransformation:
     r"""Add the gradient of the connection penalty to the mask gradients.
 
     .. math::
-      g \leftarrow g + \lambda \, p(S)
+      g \leftarrow g + \lambda \, c \, p(S)
 
     which is the gradient of lambda * `connection_count`, for trainers whose loss
     cannot be touched. Order is meaning: before `normalize_by_feature` it is the
@@ -111,6 +116,8 @@ def add_connection_penalty(
       coefficient: lambda, loss per connection: a number >= 0, or a schedule from
         the step to it.
       ste: the straight-through estimator p; use the one given to `apply_masks`.
+      costs: what a connection costs, c, as in `connection_count`: a pytree like the
+        parameters. None: each costs 1.
 
     Returns:
       An `optax.GradientTransformation` for a tree of mask variables (or a
@@ -118,10 +125,11 @@ def add_connection_penalty(
       variables: `update` needs params.
 
     Raises:
-      ValueError: if a coefficient is negative, infinite or NaN; at update, if
-        params is None.
+      ValueError: if a coefficient is negative, infinite or NaN; at init and update,
+        if a masked leaf has no cost, or one that is unknown, negative, infinite, NaN,
+        or of another shape; at update, if params is None.
       TypeError: if `ste` is not a hashable callable, or the coefficient is neither
-        number nor schedule.
+        number nor schedule; at init and update, if a cost is no number.
 
     Under `optax.inject_hyperparams` name `ste` among `static_args`: Optax takes
     every other callable for a schedule.
@@ -138,6 +146,7 @@ def add_connection_penalty(
       [[1.5], [-0.5]]
     """
     checked_ste(ste, "add_connection_penalty")
+    find_cost = cost_of(costs, "add_connection_penalty")
     # A traced number, as optax.inject_hyperparams gives it, cannot be looked at.
     if callable(coefficient):
         schedule = coefficient
@@ -155,7 +164,8 @@ def add_connection_penalty(
         )
 
     def init_fn(params):
-        del params
+        for key_path, s in mask_leaves(params):
+            find_cost(leaf_path(key_path), s)
         return ConnectionPenaltyState(count=jnp.zeros((), jnp.int32))
 
     def update_fn(updates, state, params=None):
@@ -166,9 +176,9 @@ def add_connection_penalty(
             )
         value = schedule(state.count)
 
-        def add(path, g, s):
-            del path
-            return g + (value * proxy_gradient(ste, s)).astype(g.dtype)
+        def add(key_path, g, s):
+            each = value * find_cost(leaf_path(key_path), s)
+            return g + (each * proxy_gradient(ste, s)).astype(g.dtype)
 
         count: Any = optax.safe_increment(state.count)
         return map_masks(add, updates, params), ConnectionPenaltyState(count)

@@ -58,8 +58,9 @@ class Allowance:
         if callable(schedule):
             values = _values(schedule, freeze_step, caller)
             self._ends_at = float(values[-1])
-        elif schedule not in (*_POWERS, "constant"):
-            raise ValueError(
+        elif not isinstance(schedule, str) or schedule not in (*_POWERS, "constant"):
+            error = ValueError if isinstance(schedule, str) else TypeError
+            raise error(
                 f"{caller}: schedule must be one of {', '.join(_POWERS)}, constant, or "
                 f"a function step -> fraction; got {schedule!r}"
             )
@@ -70,12 +71,13 @@ class Allowance:
     def fraction(self, total: float) -> float:
         """Return the target as a fraction of the cost of all connections."""
         if isinstance(self._target, numbers.Integral):
-            if self._target > total:
+            # Costs are floats, whose sum may be a hair less than it should.
+            if self._target > total * (1 + 1e-9):
                 raise ValueError(
                     f"{self._caller}: the target must be at most the cost of all "
                     f"connections, {total:,.0f}; got {self._target:,}"
                 )
-            fraction = self._target / total
+            fraction = min(float(self._target) / total, 1.0)
         else:
             fraction = float(self._target)
         away = abs(self._ends_at - fraction) if callable(self._schedule) else 0.0
@@ -93,11 +95,12 @@ class Allowance:
         if callable(self._schedule):
             return jnp.asarray(self._schedule(step), jnp.float32)
         if self._schedule == "constant":
-            return jnp.where(step < self._begin, 1.0, fraction)
+            return jnp.where(step < self._begin, jnp.float32(1), jnp.float32(fraction))
         falling = optax.polynomial_schedule(
             1.0, fraction, _POWERS[self._schedule], self.falls_for, self._begin
         )
-        return jnp.asarray(falling(step), jnp.float32)
+        # Compiled, it may be rounded to a little below its end.
+        return jnp.maximum(jnp.float32(fraction), falling(step))
 
 
 def _check_target(target: float | int, caller: str) -> None:

@@ -30,27 +30,34 @@ def linear(monkeypatch):
 
 
 def test_row_holds_medians_and_the_spread_of_the_ratios(linear, monkeypatch):
-    seconds = {"dense": [1.0, 2.0, 4.0], "scl": [2.0, 2.0, 6.0]}
+    seconds = {
+        "dense": [1.0, 2.0, 4.0],
+        "scl": [2.0, 2.0, 6.0],
+        "budget": [3.0, 4.0, 16.0],
+    }
     turns = []
 
     def timer(config, method, split):
         assert split.inputs.shape == (5 * 4, 28, 28, 1)
-        times = iter(seconds[method])
+        name = "budget" if config.sparsity else method
+        times = iter(seconds[name])
 
         def epoch():
-            turns.append(method)
+            turns.append(name)
             return next(times)
 
         return epoch
 
     monkeypatch.setattr(bench, "epoch_timer", timer)
     row = bench.compare(CONFIG, steps=5, repeats=3)
-    assert turns == ["dense", "scl"] * 3
+    assert turns == ["dense", "scl", "budget"] * 3
     assert row["dense_us"] == pytest.approx(2e6 / 5)
     assert row["scl_us"] == pytest.approx(2e6 / 5)
     # 2, 1 and 1.5: the median of the ratios, not the ratio of the medians.
     assert row["ratio"] == 1.5
     assert row["ratio_spread"] == [1.0, 2.0]
+    assert row["budget_us"] == pytest.approx(4e6 / 5)
+    assert row["budget_ratio"] == 3.0
     assert (row["network"], row["batch"], row["repeats"]) == ("lenet300", 4, 3)
     assert row["floor_bytes"] == 36 * 7840
 

@@ -20,6 +20,8 @@ CONFIG = Config(dataset="mnist5k", model="lenet300", epochs=2, learning_rate=0.1
 DATA = SimpleNamespace(validation="validation split", test="test split")
 TASK = Task("validation", "scl", CONFIG, [4, 5, 6])
 YOUNG = ("optimizer", "warmup_epochs", "label_smoothing", "mask_dtype", "compute")
+YOUNG += ("sparsity", "costs", "weigh", "schedule", "schedule_end")
+BUDGET = {"sparsity": 0.98, "costs": "macs", "weigh": False}
 
 
 class Trainings:
@@ -85,7 +87,11 @@ def test_settings_are_noted(path):
 
 
 @pytest.mark.parametrize(
-    "change", [{"epochs": 5}, {"mask_dtype": "bfloat16"}, {"augment": "crop_flip"}]
+    "change",
+    [
+        *({"epochs": 5}, {"mask_dtype": "bfloat16"}, {"augment": "crop_flip"}),
+        *({"schedule": "linear"}, {"schedule_end": 0.5}),
+    ],
 )
 def test_book_with_a_different_field_is_refused_and_untouched(path, change):
     opened(path)
@@ -100,6 +106,7 @@ def test_book_with_a_different_field_is_refused_and_untouched(path, change):
     "change",
     [
         {"penalty": 0.5, "learning_rate": 0.2, "pixels": "unit"},  # parts of the keys
+        BUDGET,
         {"seed": 7, "seeds": 9, "devices": 1, "checkpoint_every": 0.0},
     ],
 )
@@ -163,6 +170,55 @@ def test_dense_runs_are_the_same_for_every_penalty():
     other = dense._replace(config=dataclasses.replace(CONFIG, penalty=0.5))
     assert dense.keys() == other.keys()
     assert TASK.keys() != TASK._replace(config=other.config).keys()
+
+
+def to_budget(**changes):
+    return TASK._replace(config=dataclasses.replace(CONFIG, **BUDGET | changes))
+
+
+def test_key_of_a_run_to_a_budget_says_the_budget_and_no_penalty():
+    assert to_budget(sparsity=0.9, costs="connections", weigh=True).keys()[4] == (
+        "validation scl sparsity=0.9 costs=connections weigh=True "
+        "learning_rate=0.1 pixels=standardized seed=4"
+    )
+    assert to_budget().keys()[4] == (
+        "validation scl sparsity=0.98 costs=macs weigh=False "
+        "learning_rate=0.1 pixels=standardized seed=4"
+    )
+    # The penalty is not looked at then.
+    assert to_budget(penalty=0.5).keys() == to_budget().keys()
+    others = {"sparsity": 0.9}, {"costs": "connections"}, {"weigh": True}
+    keys = [to_budget(**change).keys()[4] for change in ({}, *others)]
+    assert len(set(keys)) == 4
+
+
+def test_dense_runs_are_the_same_for_every_budget():
+    dense = TASK._replace(method="dense")
+    key = "validation dense learning_rate=0.1 pixels=standardized seed=4"
+    assert dense.keys()[4] == to_budget()._replace(method="dense").keys()[4] == key
+
+
+def test_book_of_a_fixed_penalty_is_extended_by_budgets(path, trainings):
+    opened(path).run([TASK], DATA)
+    content = read(path)
+    for name in YOUNG:
+        del content["config"][name]
+    for record in content["runs"].values():
+        del record["budget"]
+    path.write_text(json.dumps(content))
+    task = to_budget()
+    book = opened(path, task.config)
+    book.run([TASK, task, task._replace(method="dense")], DATA)
+    assert trainings.began == [4, 5, 6] * 3
+    after = read(path)["runs"]
+    assert content["runs"].items() < after.items()
+    new = list(after.values())[3:]
+    asked = [(None, BUDGET)] * 3 + [(None, None)] * 3
+    assert [(record["penalty"], record["budget"]) for record in new] == asked
+    # And again of a fixed penalty, in what is a book of both.
+    book.run([TASK._replace(seeds=[7])], DATA)
+    (record,) = book.records(TASK._replace(seeds=[7]))
+    assert (record["penalty"], record["budget"]) == (1e-6, None)
 
 
 def test_layers_are_recorded_in_the_test_stage_alone(path, trainings):

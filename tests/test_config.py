@@ -26,6 +26,7 @@ NUMBERS = {
     "momentum": (0, 1),
     "weight_decay": (0, 1),
     "label_smoothing": (0, 1),
+    "sparsity": (0, 1),
     "penalty": (0, 1),
     "mask_momentum": (0, 1),
     "mask_initial": (-100, 100),
@@ -33,7 +34,8 @@ NUMBERS = {
     "checkpoint_every": (0, 1e6),
 }
 ABOVE = {"learning_rate": (0, 100), "mask_learning_rate": (0, 1000)}
-OTHERS = {"freeze_at", "image_size"}  # (0, 1] and [0, 4096], below
+PARTS = ("freeze_at", "schedule_end")  # of the training: (0, 1], below
+OTHERS = {*PARTS, "image_size"}  # [0, 4096], below
 
 TINIEST, BELOW_ONE = math.ulp(0.0), math.nextafter(1.0, 0.0)
 
@@ -92,21 +94,23 @@ def test_rates_begin_above_zero(field):
         refused(field, value, f"a number in ({low}, {high})")
 
 
-@pytest.mark.parametrize("field", [*NUMBERS, *ABOVE, "freeze_at"])
+@pytest.mark.parametrize("field", [*NUMBERS, *ABOVE, *PARTS])
 @pytest.mark.parametrize("value", ["0.5", None, True, (0.5,), 0.5j])
 def test_only_numbers_are_numbers(field, value):
     refused(field, value, "a number in ")
 
 
-def test_masks_can_be_frozen_at_the_very_end_and_the_message_says_so():
+@pytest.mark.parametrize("field", PARTS)
+def test_parts_of_the_training_end_at_its_very_end_and_the_message_says_so(field):
     for value in (TINIEST, 0.5, BELOW_ONE, 1, 1.0):
-        assert make(freeze_at=value).freeze_at == value
+        assert getattr(make(**{field: value}), field) == value
     for value in (0, 0.0, -0.1, 1.001, 2.0, math.nan, math.inf):
-        refused("freeze_at", value, "a number in (0, 1]")
+        refused(field, value, "a number in (0, 1]")
 
 
-def test_masks_cannot_be_frozen_after_the_end_by_a_hair():
-    refused("freeze_at", math.nextafter(1.0, 2.0), "a number in (0, 1]")
+@pytest.mark.parametrize("field", PARTS)
+def test_parts_of_the_training_do_not_end_after_it_by_a_hair(field):
+    refused(field, math.nextafter(1.0, 2.0), "a number in (0, 1]")
 
 
 def test_side_of_the_images_of_imagenet_may_be_any_up_to_a_limit():
@@ -123,6 +127,8 @@ def test_side_of_the_images_of_imagenet_may_be_any_up_to_a_limit():
         ("pixels", ("unit", "standardized")),
         ("augment", ("none", "crop_flip")),
         ("optimizer", ("sgd", "adamw")),
+        ("costs", ("connections", "macs")),
+        ("schedule", ("cubic", "linear", "constant")),
         ("norm", ("rms", "l2", "max", "none")),
         ("mask_dtype", ("float32", "bfloat16")),
         ("compute", ("float32", "bfloat16")),
@@ -183,6 +189,18 @@ def test_warm_up_ends_before_the_training():
     for value in (3, 3.0, 4):
         with pytest.raises(ValueError, match=r"^warmup_epochs must be less than .*3"):
             make(epochs=3, warmup_epochs=value)
+
+
+@pytest.mark.parametrize(("end", "freeze"), [(0.8, 0.75), (1.0, 0.75), (0.375, 0.3)])
+def test_sparsity_that_is_due_after_the_masks_rest_is_refused(end, freeze):
+    with pytest.raises(ValueError, match=r"^schedule_end must be at most") as raised:
+        make(sparsity=0.9, schedule_end=end, freeze_at=freeze)
+    assert f"freeze_at, {freeze}," in str(raised.value)
+    assert str(raised.value).endswith(f"got {end}")
+    # Nothing is due where the penalty is fixed.
+    assert make(schedule_end=end, freeze_at=freeze).schedule_end == end
+    # At the moment at which they rest it is not too late.
+    assert make(sparsity=0.9, schedule_end=freeze, freeze_at=freeze).sparsity == 0.9
 
 
 # What a training is known by

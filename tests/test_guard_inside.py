@@ -1,4 +1,4 @@
-"""The guard of the last connections inside trainings: transforms, loops, devices."""
+"""The guard of the last connections in trees, transforms, loops, and on devices."""
 
 import chex
 import jax
@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from experiments.mesh import make_mesh
 from scl_jax import (
@@ -16,6 +16,44 @@ from scl_jax import (
     normalize_by_feature,
     partition,
 )
+
+# Trees
+
+
+def test_leaves_are_guarded_each_for_itself_and_none_is_left_alone():
+    s = {"a": {"kernel": jnp.array([0.5, 0.2]), "bias": None}, "b": jnp.array([[0.1]])}
+    tx = keep_connections()
+    pruning_all = jax.tree.map(lambda x: -jnp.ones_like(x), s)
+    new, _ = tx.update(pruning_all, tx.init(s), s)
+    after = optax.apply_updates(s, new)
+    expected = {
+        "a": {"kernel": jnp.array([0, -0.8]), "bias": None},
+        "b": jnp.zeros((1, 1)),
+    }
+    chex.assert_trees_all_close(after, expected, rtol=0, atol=0)
+
+
+def test_of_masked_params_the_weights_are_left_alone():
+    params = mask_params({"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)})
+    tx = keep_connections(6)
+    pruning_all = jax.tree.map(lambda x: jnp.full_like(x, -5), params)
+    new, _ = tx.update(pruning_all, tx.init(params), params)
+    chex.assert_trees_all_equal(new.weights, pruning_all.weights)
+    assert new.masks["bias"] is None
+    after = optax.apply_updates(params, new)
+    np.testing.assert_array_equal(after.masks["kernel"], np.zeros((3, 2)))
+
+
+def test_a_tree_without_masks_is_left_as_it_is():
+    tx = keep_connections()
+    new, _ = tx.update({"bias": None}, tx.init({"bias": None}), {"bias": None})
+    assert new == {"bias": None}
+
+
+def test_init_works_on_shapes():
+    shapes = {"k": jax.ShapeDtypeStruct((2, 3), jnp.bfloat16), "none": None}
+    assert keep_connections(6).init(shapes) == optax.EmptyState()
+
 
 # Inside other transformations
 
@@ -196,6 +234,29 @@ def test_over_devices_it_is_the_same_and_mask_variables_are_not_sent(spec):
     assert " all-reduce(" in text
     for other in ("all-gather", "all-to-all", "collective-permute"):
         assert other not in text
-    # What is summed over devices are counts, one number each.
+    # What is summed over devices are counts (floats up to 2**24), one number each.
     sums = [line for line in text.splitlines() if " all-reduce(" in line]
-    assert all("= s32[] all-reduce(" in line for line in sums)
+    assert all("= f32[] all-reduce(" in line for line in sums)
+
+
+@pytest.mark.parametrize("spec", [("data", "model"), (("data", "model"), None)])
+@pytest.mark.parametrize("types", [AxisType.Auto, AxisType.Explicit], ids=str)
+def test_over_devices_a_minimum_per_feature_sends_counts_alone(spec, types):
+    names = ("data", "model")
+    mesh = jax.make_mesh((4, 2), names, axis_types=(types, types))
+    sharding = NamedSharding(mesh, PartitionSpec(*spec))
+    s = -np.abs(np.random.default_rng(0).normal(size=(16, 32))).astype(np.float32)
+    there = jax.device_put(s, sharding)
+    tx = keep_connections(3, feature_axes=-1)
+    step = jax.jit(lambda s: tx.update(jnp.zeros_like(s), optax.EmptyState(), s)[0])
+    new = step(there)
+    assert new.sharding.is_equivalent_to(sharding, 2)
+    largest = s >= np.sort(s, axis=0)[-3][None, :]
+    np.testing.assert_array_equal(s + np.asarray(new) >= 0, largest)
+    text = step.lower(there).compile().as_text()
+    sums = [line for line in text.splitlines() if " all-reduce(" in line]
+    assert sums
+    kinds = ("= f32[1,32]", "= f32[32]", "= f32[1,16]", "= f32[16]", "= pred[]")
+    assert all(any(kind in line for kind in kinds) for line in sums), sums
+    for other in ("all-gather", "all-to-all", "collective-permute"):
+        assert other not in text

@@ -37,7 +37,7 @@ def finished(tmp_path_factory):
     """Run two epochs of one seed; return the process and its folder."""
     folder = tmp_path_factory.mktemp("main") / "run"
     command = [*RUN, "--epochs", "2", "--seeds", "1", "--seed", "3"]
-    command += ["--penalty", "2e-5", "--mask-learning-rate", "1e-3"]
+    command += ["--mask-learning-rate", "1e-2"]
     command += ["--out", str(folder)]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     return run, folder
@@ -103,7 +103,9 @@ def test_run_records_config_metrics_and_parameters_that_agree(finished):
         assert sum(kernel.size for kernel in kernels) == result["weights"] == 266_200
         assert result["accuracy"] > 0.8
     assert result["method"] == "scl"
-    assert result["nnz"] < 266_200
+    assert result["nnz"] == 266_200 * 2 // 100  # the config asks for 0.98
+    # What the penalty came to is told, of the method that has one.
+    assert [bool(m["penalty"]) for m in metrics] == [False, False, True, True]
 
 
 def test_folder_of_another_run_is_refused_and_untouched(finished, capsys):
@@ -136,9 +138,16 @@ def test_help_of_an_experiment_lists_its_settings(capsys):
     assert exit_code.value.code == 0
     out = capsys.readouterr().out
     assert configs.summary(NAME) in out
-    for option in ("--epochs", "--penalty", "--freeze-at", "--out", "--data-dir"):
+    for option in (
+        "--epochs",
+        "--penalty",
+        "--sparsity",
+        "--freeze-at",
+        "--out",
+        "--data-dir",
+    ):
         assert option in out
-    assert "1.2e-06" in out  # the experiment's own default, not the class's
+    assert "0.98" in out  # the experiment's own default, not the class's
 
 
 # Errors

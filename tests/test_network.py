@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from tiny import Linear, TinyText, config, images, register, text
+from tiny import Linear, TinyText, by_path, config, images, register, text
 
+import scl_jax
 from experiments.data import ABOUT
 from experiments.models import MODELS, Model
-from experiments.network import make_network
+from experiments.network import macs_of_connections, make_network, network_macs
 
 
 class Echo(Model):
@@ -121,3 +122,44 @@ def test_example_of_imagenet_has_the_size_that_is_asked_for(size, side):
     settings = config(dataset="imagenet2012", model="resnet50", image_size=size)
     network = make_network(settings)
     assert network.example == jax.ShapeDtypeStruct((1, side, side, 3), np.uint8)
+
+
+# MACs
+
+
+def test_macs_are_counted_without_statistics_as_with_those_of_a_training():
+    network, params, statistics = made(model="normalized")
+    _, trained = jax.jit(network.train)(params, statistics, images(4).inputs)
+    assert np.abs(trained["batch_stats"]["BatchNorm_0"]["mean"]).max() > 0
+
+    def apply(params, inputs):
+        return network.apply(params, trained, inputs)
+
+    macs = by_path(network_macs(network))
+    assert macs == by_path(scl_jax.count_macs(apply, params, network.example))
+    # 7x7 patches at 4 x 4 places to 6 features; 6 features to 10 classes.
+    assert macs["Conv_0/kernel"] == 16 * 49 * 6
+    assert macs["Dense_0/kernel"] == 6 * 10
+
+
+def test_macs_of_a_connection_are_the_places_that_it_is_put_at():
+    kernels = {
+        "normalized": {"Conv_0/kernel": 16.0, "Dense_0/kernel": 1.0},
+        "two_layers": {"Dense_0/kernel": 1.0, "Dense_1/kernel": 1.0},
+    }
+    for model, expected in kernels.items():
+        costs = by_path(macs_of_connections(make_network(config(model=model))))
+        assert {path: costs[path] for path in expected} == expected
+
+
+def test_macs_of_a_network_are_counted_once(monkeypatch):
+    network, counted = make_network(config(learning_rate=0.3)), []
+    monkeypatch.setattr(
+        scl_jax,
+        "count_macs",
+        lambda apply, params, example: counted.append(example) or params,
+    )
+    network_macs.cache_clear()
+    assert network_macs(network) is network_macs(network)
+    assert counted == [network.example]
+    network_macs.cache_clear()

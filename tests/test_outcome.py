@@ -14,7 +14,7 @@ from tiny import config as tiny_config
 import scl_jax
 from experiments.config import Config
 from experiments.data import NO_EXAMPLES, Split
-from experiments.network import make_network
+from experiments.network import make_network, network_macs
 from experiments.outcome import (
     Result,
     as_markdown,
@@ -141,8 +141,11 @@ def test_result_with_unknown_macs_is_refused(monkeypatch):
     config = Config(dataset="mnist5k", model="lenet300")
     params, _ = parameters(config)
     trained = Trained(0, params, {}, params, [metrics("dense", 0, 1, 1.0)])
+    # They are remembered: neither from before this test nor after it.
+    network_macs.cache_clear()
     with pytest.raises(ValueError, match=r"MACs of lenet300 are unknown: .*a loop"):
         make_result(config, trained, images(8))
+    network_macs.cache_clear()
 
 
 def test_result_of_no_examples_is_refused():

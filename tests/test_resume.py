@@ -86,8 +86,9 @@ def dataset(held_out=20):
     return Dataset(examples(60, 0), examples(held_out, 1), NO_EXAMPLES)
 
 
-def run_as_script(out, folder, cache):
+def run_as_script(out, folder, cache, changes="{}"):
     """Train all seeds, and write what came of it."""
+    config = dataclasses.replace(CONFIG, **json.loads(changes))
     logging.getLogger("experiments").addHandler(logging.StreamHandler())
     logging.getLogger("experiments").setLevel(logging.INFO)
     jax.config.update("jax_compilation_cache_dir", cache)
@@ -95,7 +96,7 @@ def run_as_script(out, folder, cache):
     MODELS["lenet5"] = Tiny
     where = Path(folder) if folder else None
     arrays, epochs = {}, []
-    for trained in train(CONFIG, dataset(), "scl", folder=where):
+    for trained in train(config, dataset(), "scl", folder=where):
         arrays |= as_arrays(trained)
         epochs += without_seconds(trained.history)
     np.savez(out, **arrays, epochs=json.dumps(epochs))
@@ -183,6 +184,29 @@ def test_a_run_killed_at_random_moments_ends_as_if_it_was_not(tmp_path):
         assert set(got) == set(expected)
         for name in expected:
             np.testing.assert_array_equal(got[name], expected[name], err_msg=name)
+
+
+def test_a_run_to_a_budget_killed_in_its_schedule_ends_as_if_it_was_not(tmp_path):
+    log, folder, cache = (tmp_path / name for name in ("log", "kept", "compiled"))
+    never, killed = (tmp_path / f"{name}.npz" for name in ("never", "killed"))
+    # 70 steps: the budget falls up to step 26, and the masks rest from 52 on.
+    changes = json.dumps({"sparsity": 0.8, "seeds": 1})
+    run = [__file__, killed, folder, cache, changes]
+    undisturbed = start(__file__, never, "", cache, changes, log=log)
+    process = start(*run, log=log)
+    assert killed_in_saving(process, folder, 3, 0), log.read_text()
+    assert undisturbed.wait(120) == 0
+    assert start(*run, log=log).wait(120) == 0
+    resumed = re.findall(r"going on after step (\d+)", log.read_text())
+    (step,) = set(resumed)
+    assert 0 < int(step) < 26
+    with np.load(never) as expected, np.load(killed) as got:
+        assert set(got) == set(expected)
+        for name in expected:
+            np.testing.assert_array_equal(got[name], expected[name], err_msg=name)
+        masks = [got[name] for name in got if "/masks/" in name]
+        # A fifth of 5 x 5 x 6 and 6 x 10 connections.
+        assert sum((mask >= 0).sum() for mask in masks) == (150 + 60) // 5
 
 
 SMALL = [

@@ -2,16 +2,13 @@
 
 import dataclasses
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from trials import Trials, book, experiment, rows, run
 
 from experiments import book as books
-from experiments import configs, study
 from experiments.config import Config, Study
-from experiments.data import Dataset, Split
-from experiments.outcome import Result
 
 CONFIG = Config(
     dataset="mnist5k",
@@ -42,93 +39,20 @@ SCL = {
 DENSE = {0.05: (0.93, 0.91), 0.1: (0.92, 0.97)}  # learning rate -> accuracies
 
 
-def split(count):
-    random = np.random.default_rng(count)
-    return Split(
-        random.integers(0, 256, (count, 28, 28, 1)).astype(np.uint8),
-        np.arange(count, dtype=np.int32) % 10,
-    )
-
-
-TEST = split(20)
-
-
-class Trials:
-    """Trainings that take no time, and a record of what was asked for."""
-
-    def __init__(self):
-        self.trained, self.evaluated, self.stop_after = [], [], None
-        self.of_pixels = {}  # pixels -> what they add on validation, on test
-
-    def load(self, name, *, validation, data_dir=None):
-        assert name == "mnist5k"
-        return Dataset(split(40 - validation), split(validation), TEST)
-
-    def train(self, config, data, method, *, seeds, folder):
-        for seed in seeds:
-            if len(self.trained) == self.stop_after:
-                raise KeyboardInterrupt
-            self.trained.append((method, config, len(data.train.labels), seed))
-            history = [SimpleNamespace(seconds=0.5)] * config.epochs
-            yield SimpleNamespace(seed=seed, history=history, method=method)
-
-    def make_result(self, config, trained, on):
-        tested = on is TEST
-        self.evaluated.append("test" if tested else "validation")
-        if trained.method == "dense":
-            accuracy, sparsity = DENSE[config.learning_rate][tested], 0.0
-        else:
-            accuracies, sparsity = SCL[config.penalty][:2], SCL[config.penalty][2]
-            accuracy = accuracies[tested]
-        accuracy += self.of_pixels.get(config.pixels, (0, 0))[tested]
-        return Result(
-            method=trained.method,
-            seed=trained.seed,
-            accuracy=accuracy + 0.001 * (trained.seed % 3),
-            weights=1000,
-            parameters=1010,
-            nnz=round(1000 * (1 - sparsity)),
-            macs=1000,
-            macs_remaining=round(1000 * (1 - sparsity)),
-            seconds=0.5 * config.epochs,
-        )
-
-
 @pytest.fixture
 def settings(monkeypatch):
     """Put one made-up experiment in place; its fields can be changed."""
-    held = SimpleNamespace(config=CONFIG, study=STUDY)
-    monkeypatch.setattr(configs, "load_config", lambda name: held.config)
-    monkeypatch.setattr(configs, "load_study", lambda name: held.study)
-    return held
+    return experiment(monkeypatch, CONFIG, STUDY)
 
 
 @pytest.fixture
 def trials(monkeypatch, settings):
     """Replace data, training and evaluation."""
-    made = Trials()
-    monkeypatch.setattr(study, "load", made.load)
-    monkeypatch.setattr(books, "train", made.train)
-    monkeypatch.setattr(books, "make_result", made.make_result)
-    report = SimpleNamespace(to_dict=lambda: {"rows": []})
-    monkeypatch.setattr(books, "make_report", lambda *args: report)
-    return made
-
-
-def run(folder):
-    study.run_study("tiny", folder=folder, scratch=folder / "scratch")
-    return book(folder)
-
-
-def book(folder):
-    return json.loads((folder / "tiny.json").read_text())
-
-
-def rows(content):
-    return {
-        (row["method"], row["target"], row["penalty"], row["learning_rate"])
-        for row in content["summary"]
-    }
+    return Trials(
+        monkeypatch,
+        dense=lambda config: DENSE[config.learning_rate],
+        scl=lambda config: SCL[config.penalty],
+    )
 
 
 # The choice
@@ -170,6 +94,15 @@ def test_pixels_are_chosen_on_validation_and_dense_is_tested_with_those_of_scl(
         ("scl", 0.5, 2e-6, 0.1),
         ("scl", 0.9, 4e-6, 0.1),
     }
+
+
+def test_study_of_penalties_has_them_fixed_whatever_the_config_asks_for(
+    trials, settings, tmp_path
+):
+    settings.config = dataclasses.replace(CONFIG, sparsity=0.9)
+    content = run(tmp_path)
+    assert ("scl", 0.5, 2e-6, 0.1) in rows(content)
+    assert {c.sparsity for method, c, *_ in trials.trained if method == "scl"} == {0}
 
 
 def test_target_that_is_reached_exactly_is_reached(trials, settings, tmp_path):

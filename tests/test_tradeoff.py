@@ -68,17 +68,90 @@ def made():
     return {"name": "made_up", "runs": every, "summary": summary}
 
 
-def points(axes):
-    return [
-        tuple(float(v[0]) for v in c.lines[0].get_data()) for c in axes.containers[:2]
+def to_budgets():
+    """Return a book of two kinds of budgets: connections, and MACs."""
+    book = made()
+    kinds = {
+        1e-6: {"sparsity": 0.7, "costs": "connections", "weigh": True},
+        1e-5: {"sparsity": 0.9, "costs": "macs", "weigh": True},
+    }
+    for one in (*book["runs"].values(), *book["summary"]):
+        # As a run or row of SCL has it: one of the two is there.
+        one["budget"] = kinds.get(one["penalty"])
+        one["penalty"] = None
+    # A third point: as the second, of a larger budget.
+    extra = {"sparsity": 0.5, "costs": "macs", "weigh": True}
+    more = {
+        f"more {seed}": run("scl", None, 0.1, seed, 0.95 - 0.01 * seed, (80, 240))
+        | {"budget": extra}
+        for seed in SEEDS
+    }
+    book["runs"] |= more
+    book["summary"].append(row("scl", None, 0.1) | {"budget": extra})
+    return book
+
+
+def series(axes):
+    """Return label -> what is drawn: points (x, y) of a line, and its deviations."""
+    found = {}
+    for container in axes.containers:
+        line, _, bars = container.lines
+        # Half the length of the error bars, those of x first.
+        ends = [np.array(bar.get_segments()) for bar in bars]
+        spread = [np.ptp(end, axis=1)[:, i] / 2 for i, end in enumerate(ends)]
+        found[container.get_label()] = np.array(line.get_xydata()), spread
+    return found
+
+
+@pytest.mark.parametrize("axes", [0, 1])
+def test_points_are_means_over_the_seeds_in_a_line(axes):
+    ((label, (points, spread)),) = series(_figure(made()).axes[axes]).items()
+    assert label == "SCL"
+    np.testing.assert_allclose(points, [(30 / 400, 83.0), (110 / 400, 91.0)])
+    deviation = np.sqrt(2)  # of two values, by half their difference
+    np.testing.assert_allclose(spread[0], [2 / 400 * deviation, 10 / 400 * deviation])
+    np.testing.assert_allclose(spread[1], [3 * deviation, 1 * deviation])
+
+
+@pytest.mark.parametrize("axes", [0, 1])
+def test_budgets_of_each_kind_are_a_series_with_its_label(axes):
+    drawn = series(_figure(to_budgets()).axes[axes])
+    assert list(drawn) == ["SCL", "SCL to a budget of MACs, MACs penalized"]
+    (first, _), (second, _) = drawn.values()
+    np.testing.assert_allclose(first, [(110 / 400, 91.0)])
+    np.testing.assert_allclose(second, [(30 / 400, 83.0), (320 / 400, 94.5)])
+    legend = _figure(to_budgets()).axes[axes].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["dense", *drawn]
+
+
+def test_macs_that_are_not_what_is_penalized_are_a_kind_of_their_own():
+    book = to_budgets()
+    for one in (*book["runs"].values(), *book["summary"]):
+        budget = one.get("budget") or {}
+        if budget.get("sparsity") == 0.5:
+            one["budget"] = budget | {"weigh": False}
+    axes = _figure(book).axes[0]
+    assert list(series(axes)) == [
+        "SCL",
+        "SCL to a budget of MACs, MACs penalized",
+        "SCL to a budget of MACs, connections penalized",
     ]
+    looks = {
+        (c.lines[0].get_color(), c.lines[0].get_marker(), c.lines[0].get_linestyle())
+        for c in axes.containers
+    }
+    assert len(looks) == 3
 
 
-def test_points_are_means_over_the_seeds():
-    weights, macs, _ = _figure(made()).axes
-    for axes in (weights, macs):
-        expected = [(110 / 400, 91.0), (30 / 400, 83.0)]
-        np.testing.assert_allclose(points(axes), expected)
+def test_layers_are_those_of_the_first_kind():
+    axes = _figure(to_budgets()).axes[2]
+    assert [line.get_label() for line in axes.lines] == ["0.725"]
+    np.testing.assert_allclose(axes.lines[0].get_xdata(), [0.5, 0.2])
+    title = axes.get_legend().get_title().get_text()
+    assert title == "SCL\nsparsity, mean of the seeds"
+    # Said only where there are others.
+    alone = _figure(made()).axes[2].get_legend().get_title().get_text()
+    assert alone == "sparsity, mean of the seeds"
 
 
 def test_line_is_the_best_dense_network_in_a_band_of_one_deviation():
@@ -93,6 +166,7 @@ def test_layers_are_the_fractions_that_remain_by_sparsity():
     axes = _figure(made()).axes[2]
     drawn = {line.get_label(): line.get_xdata() for line in axes.lines}
     assert list(drawn) == ["0.725", "0.925"]
+    assert len({tuple(line.get_color()) for line in axes.lines}) == 2
     np.testing.assert_allclose(drawn["0.725"], [0.5, 0.2])
     np.testing.assert_allclose(drawn["0.925"], [0.2, 10 / 300])
     assert [text.get_text() for text in axes.get_yticklabels()] == [

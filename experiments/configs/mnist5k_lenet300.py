@@ -25,12 +25,11 @@ CONFIG = Config(
     validation=200,
     epochs=40,
     batch_size=64,
-    penalty=1.2e-6,
+    sparsity=0.98,
     seeds=3,
 )
 STUDY = Study(
-    targets=(0.975,),
-    penalties=(7e-7, 1e-6, 1.2e-6, 1.5e-6, 2e-6),
+    targets=(0.95, 0.98, 0.99),
     learning_rates=(0.03, 0.05, 0.1),
     seeds=5,
 )
