@@ -12,7 +12,7 @@ import optax
 from scl_jax._features import FeatureAxes, axes_tuple, reduced_axes
 from scl_jax._masked import map_masks, with_mask_leaves
 from scl_jax._paths import KeyPath, leaf_path
-from scl_jax._rank import affordable, count, ranks
+from scl_jax._rank import affordable, count, highest, ranks
 
 _NAME = "keep_connections"
 
@@ -140,6 +140,8 @@ class Guard:
 
     def protected(self, moved: jax.Array, axes: tuple[int, ...]) -> jax.Array:
         """Mark as many of the largest numbers along the axes; NaN never."""
+        if self.minimum == 1:
+            return highest(ranks(moved), axes)
 
         def counted(marked):
             return jnp.expand_dims(count(marked[0], axes), axes)

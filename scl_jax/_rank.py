@@ -74,6 +74,22 @@ def affordable(
     return [a | (x > drawn) for a, x in zip(above, lots, strict=True)]
 
 
+def highest(ranked: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """Mark the highest rank along axes, of equal ones one, drawn by the same lots.
+
+    It is what `affordable` marks for a budget of one, in two passes instead of 64.
+
+    Returns:
+      bool, of the shape of `ranked`; where all are `LAST` none is marked.
+    """
+
+    def marked(x):
+        return (x == jnp.max(x, axes, keepdims=True)) & (x > LAST)
+
+    lots = jnp.where(marked(ranked), _lots(ranked.shape, 1), jnp.uint32(LAST))
+    return marked(lots)
+
+
 def _lots(shape: tuple[int, ...], place: int) -> jax.Array:
     """Return numbers that look random, for the places from `place` on.
 

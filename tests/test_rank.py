@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments.mesh import make_mesh
-from scl_jax._rank import FIRST, LAST, _lots, affordable, ranks
+from scl_jax._rank import FIRST, LAST, _lots, affordable, highest, ranks
 
 DTYPES = {
     "float32": np.float32,
@@ -292,3 +292,17 @@ def test_over_devices_the_same_are_marked_and_no_array_is_sent(spec):
     assert " all-reduce(" in text
     for other in ("all-gather", "all-to-all", "collective-permute"):
         assert other not in text
+
+
+@pytest.mark.parametrize("axes", [(0,), (1,), (0, 1)])
+def test_highest_is_what_a_budget_of_one_pays_for(axes):
+    random = np.random.default_rng(3)
+    x = random.integers(-2, 3, (7, 9)).astype(np.float32)  # ties in every group
+    x[random.random(x.shape) < 0.3] = np.nan
+    x[:, 4] = x[2] = np.nan
+    shape = [1 if axis in axes else size for axis, size in enumerate(x.shape)]
+    marked = np.asarray(highest(ranks(jnp.asarray(x)), axes))
+    expected = mark_along(x, axes, np.ones(shape, np.int32))
+    np.testing.assert_array_equal(marked, expected)
+    some = ~np.isnan(x).all(axes)
+    np.testing.assert_array_equal(marked.sum(axes), some)

@@ -5,6 +5,11 @@
 798,848 kernel weights. The text is the language reference that every Python carries in
 pydoc_data.topics; accuracy is that of the next character, of 97. The text differs
 between versions of Python, so that results compare within one.
+
+Two CPU cores, Python 3.11, 14 to 21 s an epoch, one seed, last epoch, test texts: dense
+59.1 %, SCL 59.9 % with 43.1 % of the weights and as much of the MACs. Dense overfits
+here (training accuracy 69.5 %): what SCL is ahead of is that. A run was taken up twice
+after it had been killed.
 """
 
 from experiments.config import Config, Study
