@@ -21,6 +21,9 @@ def render(folder: Path = RESULTS) -> str:
     """Return the results in Markdown: a table for each finished study, the costs."""
     books = [json.loads(path.read_text()) for path in _studies(folder)]
     parts = [_study(book) for book in books if "summary" in book]
+    zoo = folder / "zoo.json"
+    if zoo.exists():
+        parts.append(_zoo(json.loads(zoo.read_text())))
     bench = folder / "bench.json"
     if bench.exists():
         parts.append(_bench(json.loads(bench.read_text())))
@@ -97,8 +100,32 @@ def _asked(row: dict[str, Any]) -> str:
     return "" if row["penalty"] is None else f"penalty {row['penalty']:g}"
 
 
+def _zoo(zoo: dict[str, Any]) -> str:
+    """Return what each network was asked for, what it reached, and what it missed."""
+    runs = list(zoo["runs"].values())
+    asked = list(dict.fromkeys(run["remaining"] for run in runs))
+    header = ["network", "connections", *(f"{100 * x:g} % asked" for x in asked)]
+    cells = [[*header, "missed by at most"]]
+    for model in dict.fromkeys(run["model"] for run in runs):
+        own = {run["remaining"]: run for run in runs if run["model"] == model}
+        missed = max(
+            abs(run["reached"] / (x * run["connections"]) - 1) for x, run in own.items()
+        )
+        total = next(iter(own.values()))["connections"]
+        reached = [f"{own[x]['reached']:,}" if x in own else "" for x in asked]
+        cells.append([model, f"{total:,}", *reached, f"{100 * missed:.3f} %"])
+    versions, config = zoo["versions"], runs[0]["config"]
+    steps = config["epochs"] * config["look_every"]
+    return (
+        "**Budgets of connections, one setting for every network.** "
+        f"{steps} steps on 28x28 images or texts, {versions['device']}, jax "
+        f"{versions['jax']}; `python -m experiments.zoo`\n\n{as_markdown(cells)}"
+    )
+
+
 def _bench(bench: dict[str, Any]) -> str:
-    cells = [["network", "batch", "dense step", "SCL step", "SCL / dense", "spread"]]
+    header = ["network", "batch", "dense step", "SCL step", "SCL / dense", "spread"]
+    cells = [[*header, "to a budget / dense"]]
     for row in bench["steps"]:
         cells.append(
             [
@@ -108,6 +135,7 @@ def _bench(bench: dict[str, Any]) -> str:
                 f"{row['scl_us'] / 1000:.2f} ms",
                 f"{row['ratio']:.2f}",
                 "{:.2f} to {:.2f}".format(*row["ratio_spread"]),
+                f"{row['budget_ratio']:.2f}",
             ]
         )
     versions = bench["versions"]

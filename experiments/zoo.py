@@ -84,10 +84,10 @@ def run_zoo(
             draft = path.with_suffix(".draft")
             draft.write_text(json.dumps(content, indent=1) + "\n")
             os.replace(draft, path)
-            asked = fraction * run["connections"]
+            wanted = fraction * run["connections"]
             print(
                 f"{key}: {run['reached']:,} of {run['connections']:,}, "
-                f"{100 * (run['reached'] / asked - 1):+.4f} % of what was asked",
+                f"{100 * (run['reached'] / wanted - 1):+.4f} % of what was asked",
                 flush=True,
             )
 

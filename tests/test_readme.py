@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import configs, main, study
+from experiments import configs, main, pareto, study
 from experiments.models import MODELS
 from experiments.study import RESULTS
 from experiments.tables import between_markers, render
@@ -25,10 +25,10 @@ def commands():
     return [line.partition("#")[0].strip() for line in lines if line.strip()]
 
 
-def test_python_block_runs_as_it_is(capsys):
-    (block,) = blocks("python")
+def test_python_blocks_run_one_after_the_other(capsys):
     names = {}
-    exec(compile(block, "README.md", "exec"), names)
+    for block in blocks("python"):
+        exec(compile(block, "README.md", "exec"), names)
     out = capsys.readouterr().out
     for layer in ("layers_0/kernel", "layers_2/kernel"):
         assert layer in out
@@ -47,7 +47,7 @@ def test_make_targets_exist():
 
 def test_experiments_named_in_commands_exist():
     named = re.findall(r"CONFIG=(\w+)", TEXT)
-    named += re.findall(r"python -m experiments\.(?:main|study) (\w+)", TEXT)
+    named += re.findall(r"python -m experiments\.(?:main|study|pareto) (\w+)", TEXT)
     assert named
     assert set(named) <= set(configs.names())
 
@@ -60,11 +60,13 @@ def test_options_named_in_commands_exist(capsys):
 
     of_study = options_of(study)
     of_main = options_of(main, configs.names()[0])
+    of_pareto = options_of(pareto)
     assert {"jobs"} <= of_study
     assert {"out", "epochs"} <= of_main
     named = 0
     for command in commands():
         known = of_study if "experiments.study" in command else of_main
+        known = of_pareto if "experiments.pareto" in command else known
         options = set(re.findall(r"--([a-z][\w-]*)", command))
         assert options <= known, command
         named += len(options)
