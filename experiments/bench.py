@@ -138,11 +138,16 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--experiments", nargs="+", choices=configs.names(), help="LeNets if left out"
     )
+    parser.add_argument("--batch", type=_positive, help="with --experiments")
     parser.add_argument("--json", type=Path, help="also write the numbers here")
     arguments = parser.parse_args(argv)
 
     if arguments.experiments:
         chosen = [configs.load_config(name) for name in arguments.experiments]
+        if arguments.batch:
+            chosen = [
+                dataclasses.replace(c, batch_size=arguments.batch) for c in chosen
+            ]
         settings = [(_long(config), arguments.steps) for config in chosen]
     else:
         lenet300 = _long(Config(dataset="fashion_mnist", model="lenet300"))

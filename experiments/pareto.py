@@ -11,6 +11,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from experiments import configs
 from experiments.book import Book, Task
@@ -78,14 +79,22 @@ def run_pareto(
     ]
     book.save(summary=rows)
     draw_tradeoff(book.content, folder / "pareto.png")
-    cells = study_cells(rows)
-    (folder / "pareto.md").write_text(
-        f"# {configs.summary(name)} From dense to sparse.\n\n{as_markdown(cells)}\n\n"
+    (folder / "pareto.md").write_text(render(book.content))
+    print(f"\n{as_text(study_cells(rows))}\n\nTable, figure and numbers: {folder}")
+
+
+def render(book: dict[str, Any]) -> str:
+    """Return the page of a sweep, in Markdown."""
+    rows, versions = book["summary"], book["versions"]
+    return (
+        f"# {configs.summary(book['name'])} From dense to sparse.\n\n"
+        f"{as_markdown(study_cells(rows))}\n\n"
         "Accuracy on the test set after the last epoch, mean ± standard deviation over "
-        f"{config.seeds} seeds; MACs per example, FLOPs = 2 x MACs.\n\n"
+        f"{len(rows[0]['seeds'])} seeds; MACs per example, FLOPs = 2 x MACs. "
+        f"{book['config']['epochs']} epochs, {versions['device']}, jax "
+        f"{versions['jax']}; `python -m experiments.pareto {book['name']}`\n\n"
         "![accuracy against weights and MACs](pareto.png)\n"
     )
-    print(f"\n{as_text(cells)}\n\nTable, figure and numbers: {folder}")
 
 
 def _task(config: Config, method: str, settings: dict) -> Task:

@@ -53,8 +53,7 @@ def reestimate_statistics(
       statistics: a pytree of arrays, as they are after training. Leaves that are not
         floating (counters) are given to `update` and returned as they are.
       batches: any iterable of what `update` takes; one is held at a time. They count
-        alike, so they should be of one size. Wu and Johnson find 1,000 to 10,000
-        examples enough.
+        alike, so they should be of one size.
 
     Returns:
       A pytree like `statistics` of the v averaged over the batches, in float32; where

@@ -95,6 +95,22 @@ def test_timer_spans_an_epoch_and_leaves_compilation_out(
     assert len({id(state) for state in states}) == 3
 
 
+def test_experiments_are_timed_with_their_own_settings(linear, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        bench,
+        "import_seconds",
+        lambda repeats: dict.fromkeys(("jax_optax", "jax_optax_scl_jax"), 1.0),
+    )
+    path = tmp_path / "bench.json"
+    short = ["--repeats", "1", "--steps", "2", "--json", str(path)]
+    chosen = ["--experiments", "mnist5k_lenet300", "fashion_mnist_lenet5"]
+    for options, batches in (([], [64, 128]), (["--batch", "8"], [8, 8])):
+        assert bench.main([*short, *chosen, *options]) == 0
+        rows = json.loads(path.read_text())["steps"]
+        assert [row["network"] for row in rows] == ["lenet300", "lenet5"]
+        assert [row["batch"] for row in rows] == batches
+
+
 def test_numbers_are_printed_and_written(linear, monkeypatch, tmp_path, capsys):
     imports = {"jax_optax": 1.0, "jax_optax_scl_jax": 1.25}
     monkeypatch.setattr(bench, "import_seconds", lambda repeats: imports)

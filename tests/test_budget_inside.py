@@ -234,6 +234,13 @@ def test_low_precision_gradients_keep_their_dtype(masks_dtype, options):
     assert {x.dtype for x in jax.tree.leaves(updates)} == {jnp.dtype("bfloat16")}
 
 
+def test_init_on_shapes_takes_all_to_be_connected():
+    state = budget().init(shapes_of(MASKS, "float32"))
+    assert float(state.spent) == sum(s.size for s in jax.tree.leaves(MASKS))
+    pruned = jax.tree.map(lambda s: -jnp.ones_like(s), MASKS)
+    assert float(budget().init(pruned).spent) == 0
+
+
 @pytest.mark.parametrize("schedule", ["cubic", "constant", lambda t: 1 - 0.375 * t])
 def test_in_64_bit_mode_the_state_keeps_its_dtypes(schedule):
     with jax.enable_x64(True):

@@ -10,6 +10,7 @@ from trials import TEST, Trials, experiment
 
 from experiments import configs, pareto
 from experiments.config import Config
+from experiments.study import RESULTS
 
 CONFIG = Config(
     dataset="mnist5k",
@@ -229,3 +230,13 @@ def test_what_is_not_known_is_refused(calls, wrong, capsys):
     assert exit_code.value.code == 2
     assert calls == []
     assert "usage" in capsys.readouterr().err
+
+
+def test_committed_pages_are_those_of_their_numbers():
+    folders = [path.parent for path in (RESULTS / "pareto").glob("*/pareto.json")]
+    assert folders
+    for folder in folders:
+        book = json.loads((folder / "pareto.json").read_text())
+        assert (folder / "pareto.md").read_text() == pareto.render(book)
+        assert (folder / "pareto.png").exists()
+        assert folder.name == book["name"]
