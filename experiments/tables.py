@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import configs
+from experiments.models import MODELS
 from experiments.outcome import as_markdown
 from experiments.study import RESULTS
 from experiments.tradeoff import draw_tradeoff
@@ -106,7 +107,8 @@ def _zoo(zoo: dict[str, Any]) -> str:
     asked = list(dict.fromkeys(run["remaining"] for run in runs))
     header = ["network", "connections", *(f"{100 * x:g} % asked" for x in asked)]
     cells = [[*header, "missed by at most"]]
-    for model in dict.fromkeys(run["model"] for run in runs):
+    done = {run["model"] for run in runs}
+    for model in [model for model in MODELS if model in done]:
         own = {run["remaining"]: run for run in runs if run["model"] == model}
         missed = max(
             abs(run["reached"] / (x * run["connections"]) - 1) for x, run in own.items()
