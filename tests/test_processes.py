@@ -119,10 +119,7 @@ def trained(case, folder=None, **others):
     leaves = jax.tree_util.tree_leaves_with_path(
         (result.trained, result.statistics, result.folded)
     )
-    history = [
-        metrics._replace(method=0, seconds=0, penalty=metrics.penalty or 0)
-        for metrics in result.history
-    ]
+    history = [m._replace(method=0, seconds=0, penalty=0) for m in result.history]
     return {
         "history": np.array(history, float),
         **{jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves},
