@@ -11,7 +11,6 @@ import fcntl
 import hashlib
 import itertools
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,7 +20,7 @@ from typing import Any, NamedTuple
 from experiments.config import Config, identity
 from experiments.data import Dataset
 from experiments.outcome import make_report, make_result
-from experiments.record import versions
+from experiments.record import replace_text, versions
 from experiments.train import train
 
 # What a key says of its run, so that the runs of a book may differ in it.
@@ -188,9 +187,7 @@ class Book:
         with self._locked("file"):
             self._read()
             yield
-            draft = self.path.with_suffix(".draft")
-            draft.write_text(json.dumps(self.content, indent=1) + "\n")
-            os.replace(draft, self.path)
+            replace_text(self.path, json.dumps(self.content, indent=1) + "\n")
 
     @contextlib.contextmanager
     def _locked(self, what: str, wait: bool = True) -> Iterator[bool]:

@@ -120,9 +120,7 @@ class RunFolder:
         """Write a text file: all of it, or what was there remains."""
         if not self._writes:
             return
-        draft = self.path / f".{name}.draft"
-        draft.write_text(text, encoding="utf-8")
-        os.replace(draft, self.path / name)
+        replace_text(self.path / name, text)
 
     def append_metrics(self, metrics: dict[str, Any]) -> None:
         """Append a line to metrics.jsonl; closed each time, so that it survives.
@@ -151,6 +149,13 @@ class RunFolder:
         }
         # Pyright takes an array for NumPy's own keyword argument, allow_pickle.
         np.savez_compressed(self.path / name, **arrays)  # pyright: ignore
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file at once: all of it, or what was there remains."""
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, path)
 
 
 def versions() -> dict[str, Any]:

@@ -10,7 +10,6 @@ Every run is written to experiments/results/zoo.json as soon as it is done.
 import argparse
 import dataclasses
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ import jax
 from experiments.config import Config
 from experiments.data import Dataset, Split, load
 from experiments.models import MODELS, LanguageModel
-from experiments.record import versions
+from experiments.record import replace_text, versions
 from experiments.study import RESULTS
 from experiments.train import train
 
@@ -81,9 +80,7 @@ def run_zoo(
             run = _run(config, _some(config, steps, data_dir))
             content["runs"][key] = {"model": model, "remaining": fraction, **run}
             content["versions"] = versions()
-            draft = path.with_suffix(".draft")
-            draft.write_text(json.dumps(content, indent=1) + "\n")
-            os.replace(draft, path)
+            replace_text(path, json.dumps(content, indent=1) + "\n")
             wanted = fraction * run["connections"]
             print(
                 f"{key}: {run['reached']:,} of {run['connections']:,}, "

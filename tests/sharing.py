@@ -5,6 +5,7 @@ good after the first checkpoint of its first run, and says "hangs".
 """
 
 import logging
+import os
 import sys
 import time
 from pathlib import Path
@@ -69,6 +70,23 @@ def replace(setting):
     setting(vars(configs), "load_study", lambda name: STUDY)
     setting(vars(study), "load", load)
     setting(vars(book), "WAIT", 0.1)
+
+
+def fill_disk(patch, failing):
+    """Let the disk be full in the middle of a "write", or where a file is replaced."""
+
+    def half_written(path, text, **kwargs):
+        with path.open("w") as file:
+            file.write(text[: len(text) // 2])
+        raise OSError("the disk is full")
+
+    def not_replaced(*args):
+        raise OSError("the disk is full")
+
+    if failing == "write":
+        patch.setattr(Path, "write_text", half_written)
+    else:
+        patch.setattr(os, "replace", not_replaced)
 
 
 def main(folder, *hang):

@@ -2,12 +2,11 @@
 
 import dataclasses
 import json
-import os
 import shutil
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from sharing import fill_disk
 
 from experiments import book as books
 from experiments import configs
@@ -311,19 +310,8 @@ def test_file_is_whole_whenever_a_process_dies(path, trainings, monkeypatch, fai
     before = path.read_bytes()
     book = Book(path, path.parent / "scratch")
 
-    def half_written(path, text, **kwargs):
-        with path.open("w") as file:
-            file.write(text[: len(text) // 2])
-        raise OSError("the disk is full")
-
-    def not_replaced(*args):
-        raise OSError("the disk is full")
-
     with monkeypatch.context() as patch:
-        if failing == "write":
-            patch.setattr(Path, "write_text", half_written)
-        else:
-            patch.setattr(os, "replace", not_replaced)
+        fill_disk(patch, failing)
         with pytest.raises(OSError, match="the disk is full"):
             book.run([TASK], DATA)
     assert path.read_bytes() == before

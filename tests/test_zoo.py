@@ -2,12 +2,11 @@
 
 import json
 import math
-import os
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from sharing import fill_disk
 from tiny import Untouchable, images, register, text
 
 from experiments import zoo
@@ -137,19 +136,8 @@ def test_file_is_whole_whenever_the_process_dies(path, trainings, monkeypatch, f
     run(path, models=["linear"])
     before = path.read_bytes()
 
-    def half_written(path, text, **kwargs):
-        with path.open("w") as file:
-            file.write(text[: len(text) // 2])
-        raise OSError("the disk is full")
-
-    def not_replaced(*args):
-        raise OSError("the disk is full")
-
     with monkeypatch.context() as patch:
-        if failing == "write":
-            patch.setattr(Path, "write_text", half_written)
-        else:
-            patch.setattr(os, "replace", not_replaced)
+        fill_disk(patch, failing)
         with pytest.raises(OSError, match="the disk is full"):
             run(path)
     assert path.read_bytes() == before
