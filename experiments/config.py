@@ -73,7 +73,7 @@ class Config:
     weigh: bool = True  # penalize in proportion to the cost; False: all alike
     schedule: Literal["cubic", "linear", "constant"] = "cubic"  # to the sparsity
     # Fraction of the training at which the schedule has come to the sparsity.
-    schedule_end: float = _number(0.375, 0, 1, "(]")
+    schedule_end: float = _number(0.7, 0, 1, "(]")
     ste: str = "identity"  # or leaky_relu(SLOPE), softplus(SHARPNESS), relu, clipped
     norm: Literal["rms", "l2", "max", "none"] = "rms"  # of mask gradients
     mask_learning_rate: float = _number(3e-4, 0, 1000, "()")
@@ -156,7 +156,7 @@ class Study:
       targets: sparsities of the kernels, 0..1, to reach.
       penalties: the penalties that SCL chooses from; if there are none, it is given
         the targets as sparsities, and chooses its learning rate.
-      learning_rates: the learning rates to choose from.
+      learning_rates: the learning rates to choose from; nothing is tried for one.
       pixels: the scales of the pixels that both choose from.
       seeds: how many seeds choose; the config says how many are tested.
     """

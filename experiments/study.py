@@ -108,11 +108,22 @@ def _choose(
             target: grid("scl", "learning_rate", study.learning_rates, sparsity=target)
             for target in study.targets
         }
-    trials = [*of_dense, *itertools.chain(*of_scl.values())]
-    book.run([task for task, _ in trials], data)
+    # One rate leaves no choice; one penalty may still not reach the target.
+    book.run(
+        [
+            task
+            for trials in (of_dense, *of_scl.values())
+            for task, _ in trials
+            if len(trials) > 1 or task.penalty() is not None
+        ],
+        data,
+    )
 
     def accuracy(trial: tuple[Task, Settings]) -> float:
         return _mean(book.records(trial[0]), "accuracy")
+
+    def best(trials: list[tuple[Task, Settings]]) -> Settings:
+        return (max(trials, key=accuracy) if len(trials) > 1 else trials[0])[1]
 
     def reaches(trial: tuple[Task, Settings], target: float) -> bool:
         budget = trial[0].budget()
@@ -126,8 +137,8 @@ def _choose(
                 f"no penalty of the study reaches a sparsity of {target} on "
                 "validation; add a larger one"
             )
-        scl[target] = max(reaching, key=accuracy)[1]
-    return max(of_dense, key=accuracy)[1], scl
+        scl[target] = best(reaching)
+    return best(of_dense), scl
 
 
 def _unique(many: Iterable[Settings]) -> list[Settings]:

@@ -23,7 +23,7 @@ class Allowance:
       target: a float in (0, 1]: the fraction that is left; an int >= 1: the cost.
       schedule: "cubic", "linear", "constant", or a function step -> fraction.
       begin_step: from here it falls.
-      end_step: here it is at the target; None: half of `freeze_step`.
+      end_step: here it is at the target; None: nine tenths of `freeze_step`.
       freeze_step: from here on nothing changes.
       caller: whom to name in errors.
 
@@ -43,7 +43,7 @@ class Allowance:
     ):
         _check_target(target, caller)
         if end_step is None:
-            end_step = max(1, freeze_step // 2) if type(freeze_step) is int else 0
+            end_step = max(1, freeze_step * 9 // 10) if type(freeze_step) is int else 0
         steps = (begin_step, end_step, freeze_step)
         if any(type(step) is not int for step in steps):
             raise TypeError(

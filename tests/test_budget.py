@@ -42,7 +42,7 @@ def jitted(function):
 
 # The controller
 
-BEGIN, END, FREEZE = 3, 35, 70
+BEGIN, END, FREEZE = 3, 63, 70
 
 
 def falling(power):
@@ -126,7 +126,7 @@ def test_the_controller_follows_its_recursion(case):
         recording(),
         0.1,
         freeze_step=FREEZE,
-        end_step=None if schedule == "linear" else END,  # by default the half
+        end_step=None if schedule == "linear" else END,  # by default 9/10
         begin_step=BEGIN,
         schedule=schedule,
         costs=costs,

@@ -52,11 +52,11 @@ def test_a_constant_is_there_from_the_first_step_on():
     np.testing.assert_array_equal(got, np.where(STEPS < BEGIN, 1, 0.25))
 
 
-def test_the_end_is_at_half_of_the_steps_where_none_is_given():
+def test_the_end_is_at_nine_tenths_of_the_steps_where_none_is_given():
     allowance = make(0.5, "linear", begin=0, end=None)
-    got = at_each(allowance, [0, 25, 50, 51])
+    got = at_each(allowance, [0, 45, 90, 91])
     np.testing.assert_allclose(got, [1, 0.75, 0.5, 0.5])
-    assert allowance.falls_for == 50
+    assert allowance.falls_for == 90
     assert make(begin=0, end=None, freeze=1).falls_for == 1
 
 

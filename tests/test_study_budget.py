@@ -88,6 +88,13 @@ def test_budgets_are_trained_to_and_each_is_tested_with_its_rate(trials, tmp_pat
     assert asked == chosen + tested
 
 
+def test_one_rate_is_not_tried(trials, settings, tmp_path):
+    settings.study = dataclasses.replace(STUDY, learning_rates=(0.2,))
+    content = run(tmp_path)
+    assert set(trials.evaluated) == {"test"}
+    assert {row["learning_rate"] for row in content["summary"]} == {0.2}
+
+
 def test_budget_of_macs_is_met_whatever_the_sparsity_of_the_connections_is(
     trials, settings, tmp_path
 ):

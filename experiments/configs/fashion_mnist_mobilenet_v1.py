@@ -4,7 +4,7 @@
 
 3,194,752 kernel weights; stride 1 in the stem, for images this small. Depthwise kernels
 are masked like all others. The recipe of ResNet-20 (fashion_mnist_resnet20); for a GPU.
-Penalty and learning rates: not chosen, not run.
+Learning rates: not chosen, not run.
 """
 
 import dataclasses
@@ -13,11 +13,10 @@ from experiments.config import Study
 from experiments.configs import fashion_mnist_resnet20
 
 CONFIG = dataclasses.replace(
-    fashion_mnist_resnet20.CONFIG, model="mobilenet_v1", penalty=3e-7, seeds=1
+    fashion_mnist_resnet20.CONFIG, model="mobilenet_v1", seeds=1
 )
 STUDY = Study(
     targets=(0.90, 0.95, 0.98),
-    penalties=(1e-7, 3e-7, 1e-6, 3e-6),
     learning_rates=(0.05, 0.1),
     seeds=1,
 )

@@ -3,8 +3,8 @@
     make train CONFIG=fashion_mnist_vit_ti4
 
 2,659,200 kernel weights. AdamW and warm-up as vision transformers need them; for a GPU.
-The features of query, key and value are (head, unit) pairs. Penalty and learning rates:
-not chosen, not run.
+The features of query, key and value are (head, unit) pairs. Learning rates: not
+chosen, not run.
 """
 
 from experiments.config import Config, Study
@@ -20,12 +20,10 @@ CONFIG = Config(
     warmup_epochs=3,
     weight_decay=0.05,
     compute="bfloat16",
-    penalty=3e-7,
-    mask_learning_rate=1e-4,
+    sparsity=0.9,
 )
 STUDY = Study(
     targets=(0.90, 0.95, 0.98),
-    penalties=(1e-7, 3e-7, 1e-6, 3e-6),
     learning_rates=(5e-4, 1e-3),
     seeds=1,
 )

@@ -3,7 +3,7 @@
     make train CONFIG=fashion_mnist_wrn22_2
 
 1,076,624 kernel weights. The recipe of ResNet-20 (fashion_mnist_resnet20); for a GPU.
-Penalty and learning rates: not chosen, not run.
+Learning rates: not chosen, not run.
 """
 
 import dataclasses
@@ -11,12 +11,9 @@ import dataclasses
 from experiments.config import Study
 from experiments.configs import fashion_mnist_resnet20
 
-CONFIG = dataclasses.replace(
-    fashion_mnist_resnet20.CONFIG, model="wrn22_2", penalty=7e-7, seeds=1
-)
+CONFIG = dataclasses.replace(fashion_mnist_resnet20.CONFIG, model="wrn22_2", seeds=1)
 STUDY = Study(
     targets=(0.90, 0.95, 0.98),
-    penalties=(3e-7, 7e-7, 1.5e-6, 3e-6),
     learning_rates=(0.05, 0.1),
     seeds=1,
 )

@@ -5,7 +5,7 @@
 25,502,912 kernel weights, 4,089,184,256 MACs. The recipe of Kusupati et al., arXiv
 2002.03231 (STR), which the pruning literature compares with: SGD with momentum, batches
 of 256, 100 epochs, five of them warm-up, label smoothing 0.1, cosine, Inception crops.
-Several hosts: see the README. Penalty: not chosen. No machine of ours holds the data:
+Several hosts: see the README. No machine of ours holds the data:
 not run.
 """
 
@@ -23,14 +23,12 @@ CONFIG = Config(
     weight_decay=2**-15,
     label_smoothing=0.1,
     compute="bfloat16",
-    penalty=1e-7,
-    mask_learning_rate=1e-4,
+    sparsity=0.9,
     look_every=500,
     checkpoint_every=600,
 )
 STUDY = Study(
     targets=(0.80, 0.90, 0.95, 0.98),
-    penalties=(2e-8, 5e-8, 1e-7, 2e-7, 5e-7),
     learning_rates=(0.256,),
     seeds=1,
 )

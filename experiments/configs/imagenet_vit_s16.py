@@ -4,8 +4,8 @@
 
 4,241,218,560 MACs in the kernels. The recipe of Beyer, Zhai, Kolesnikov, arXiv
 2205.01580, but for RandAugment and mixup, which are not here: AdamW, batches of 1024,
-90 epochs, eight of them warm-up, cosine, Inception crops. Penalty: not chosen. No
-machine of ours holds the data: not run.
+90 epochs, eight of them warm-up, cosine, Inception crops. No machine of ours holds the
+data: not run.
 """
 
 from experiments.config import Config, Study
@@ -21,14 +21,12 @@ CONFIG = Config(
     warmup_epochs=8,
     weight_decay=0.1,
     compute="bfloat16",
-    penalty=1e-7,
-    mask_learning_rate=1e-4,
+    sparsity=0.9,
     look_every=250,
     checkpoint_every=600,
 )
 STUDY = Study(
     targets=(0.80, 0.90),
-    penalties=(2e-8, 5e-8, 1e-7, 2e-7),
     learning_rates=(1e-3,),
     seeds=1,
 )
