@@ -9,10 +9,10 @@ import optax
 
 from scl_jax._costs import CostOf, cost_of
 from scl_jax._features import FeatureAxes
-from scl_jax._guard import Guard, after, settled
+from scl_jax._guard import Guard, Places, after, settled
 from scl_jax._masked import MaskedParams, mask_leaves, with_mask_leaves
 from scl_jax._paths import PyTree, leaf_path
-from scl_jax._rank import FIRST, affordable, count, ranks
+from scl_jax._rank import FIRST, LAST, Border, above, affordable, count, ranks
 from scl_jax._schedule import Allowance, Schedule
 from scl_jax._step import STE, checked_ste, identity, proxy_gradient
 
@@ -28,6 +28,10 @@ _LOWEST, _HIGHEST = 1e-3, 1e2
 _LEAST = 1e-9  # of all connections, so that the logarithm of none is finite
 _STEEPEST = 80.0  # whose exponential is finite
 
+# How often it looks at the mask variables while the budget falls, and the most steps
+# between two looks: each costs some kernels for every leaf.
+_LOOKS, _MOST_STEPS = 64, 50
+
 
 class BudgetState(NamedTuple):
     """State of `meet_budget`."""
@@ -35,7 +39,7 @@ class BudgetState(NamedTuple):
     step: jax.Array  # shape (), int32: steps taken; it stays at freeze_step
     penalty: jax.Array  # shape (), float32: the coefficient, loss per unit of cost
     excess: jax.Array  # shape (), float32: log of what was spent over what was allowed
-    spent: jax.Array  # shape (), float32: what the connections cost now
+    held: Places  # of the connections that the guard keeps until the next look
     inner: PyTree  # the state of the wrapped transform
 
 
@@ -65,9 +69,10 @@ def meet_budget(
       \qquad e_t = \log \frac{\sum c \, H(S)}{\mathrm{allowed}(t)}
 
     `masks_tx` then normalizes the sum, so that the penalty is the coupled one; do not
-    add another to the loss. In the last step before `freeze_step` the connections are
-    ranked by their mask variables, all layers together, and cut to the budget
-    exactly; from there on the masks rest, and the weights train on.
+    add another to the loss. It is found anew 64 times while the budget falls, or every
+    50 steps if that is more often. The last step before `freeze_step` moves no mask
+    variable, but ranks them, all layers together, and cuts the connections to the
+    budget exactly; from there on the masks rest, and the weights train on.
 
     Args:
       masks_tx: the optimizer of the mask variables, as it is without a budget:
@@ -88,18 +93,19 @@ def meet_budget(
         budget of MACs, the size of a weight in bytes one of memory. 1 by default.
       weigh: whether the penalty of a connection is in proportion to its cost; False
         penalizes all alike, and only the budget is in `costs`.
-      minimum: connections that every masked leaf keeps, at every step, as in
-        `keep_connections`.
+      minimum: connections that every masked leaf keeps, at every step: those with the
+        largest mask variables when the coefficient was found last.
       feature_axes: where it is given, the minimum is that of each feature.
       ste: the straight-through estimator p; use the one given to `apply_masks`.
 
     Returns:
       An `optax.GradientTransformation` for a tree of mask variables: the `masks_tx` of
-      `partition`. Its state has three numbers of its own;
-      `optax.tree_utils.tree_get(state, "penalty")` is the coefficient, a first guess
-      for a fixed penalty that is to come to as many connections. Nothing
-      goes to the host; across devices it sends counts, never mask variables. A step
-      reads the mask variables and their gradients once more.
+      `partition`. Its state has three numbers of its own, and one for each connection
+      that the minimum keeps; `optax.tree_utils.tree_get(state, "penalty")` is the
+      coefficient, a first guess for a fixed penalty that is to come to as many
+      connections. Nothing goes to the host; across devices it sends counts, never mask
+      variables. Mask variables and their gradients are read once more where the
+      coefficient is found, not in other steps.
 
       At the freeze the cost is at most the target, and less by no more than that of
       a few connections, or else that of the dearest one. Costs are added in float32:
@@ -145,6 +151,7 @@ def meet_budget(
     allowance = Allowance(
         target, schedule, begin_step, end_step, freeze_step, caller=_NAME
     )
+    every = max(1, min(allowance.falls_for // _LOOKS, _MOST_STEPS))
     masks_tx = optax.with_extra_args_support(masks_tx)
 
     def leaves_of(params):
@@ -158,18 +165,16 @@ def meet_budget(
     def init_fn(params):
         leaves = leaves_of(params)
         leaves.check(allowance)
-        if any(isinstance(s, jax.ShapeDtypeStruct) for s in leaves.masks):
-            spent = jnp.float32(leaves.total)  # of shapes nothing is known to be pruned
-        else:
-            spent = leaves.spent([s >= 0 for s in leaves.masks])
         zero, step = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
-        return BudgetState(step, zero, zero, spent, masks_tx.init(params))
+        return BudgetState(step, zero, zero, leaves.none_held(), masks_tx.init(params))
 
-    def adapt(state, leaves, gradients):
-        """Return the coefficient for this step, and the excess that it answers."""
+    def adapted(state, leaves, gradients):
+        """Return the coefficient from now on, and the excess that it answers."""
+        spent = leaves.spent([s >= 0 for s in leaves.masks])
         allowed = leaves.total * allowance.at(state.step + 1, leaves.total)
-        excess = jnp.log(jnp.maximum(state.spent, _LEAST * leaves.total) / allowed)
-        change = excess - state.excess + excess / (_INTEGRAL_TIME * allowance.falls_for)
+        excess = jnp.log(jnp.maximum(spent, _LEAST * leaves.total) / allowed)
+        time = _INTEGRAL_TIME * allowance.falls_for / every
+        change = excess - state.excess + excess / time
         steep = jnp.exp(jnp.minimum(_GAIN * change, _STEEPEST))
         size = sum(jnp.sum(jnp.abs(g), dtype=jnp.float32) for g in gradients)
         # The coefficient at which a connection of mean cost feels the mean gradient.
@@ -177,10 +182,38 @@ def meet_budget(
         penalty = jnp.clip(state.penalty * steep, _LOWEST * unit, _HIGHEST * unit)
         return penalty, excess
 
-    def move(updates, state, params, extra_args):
+    def looked(state, leaves, gradients):
+        """Return coefficient, excess, places that are held, and the border of the cut.
+
+        Small results, all of them: what a branch returns is copied where it is not
+        taken.
+        """
+        nowhere = Border(jnp.uint32(LAST), jnp.uint32(LAST))
+
+        def as_before():
+            return state.penalty, state.excess, state.held, nowhere
+
+        def look():
+            penalty, excess = adapted(state, leaves, gradients)
+            return penalty, excess, leaves.largest(), nowhere
+
+        def find_border():
+            *found, held, _ = look()
+            return *found, held, leaves.border(held, allowance)
+
+        due = (state.step % every == 0) & (state.step < freeze_step)
+        branch = jnp.where(state.step == freeze_step - 1, 2, due.astype(jnp.int32))
+        return jax.lax.switch(branch, (as_before, look, find_border))
+
+    def update_fn(updates, state, params=None, **extra_args):
+        if params is None:
+            raise ValueError(
+                "meet_budget: reads the mask variables; call "
+                "update(updates, state, params)"
+            )
         leaves = leaves_of(params)
         gradients = [g for _, g in mask_leaves(updates)]
-        penalty, excess = adapt(state, leaves, gradients)
+        penalty, excess, held, border = looked(state, leaves, gradients)
 
         def penalized(g, s, cost):
             weight = penalty * cost if weigh else penalty
@@ -189,27 +222,26 @@ def meet_budget(
         penalized_gradients = map(penalized, gradients, leaves.masks, leaves.costs)
         updates = with_mask_leaves(updates, penalized_gradients)
         updates, inner = masks_tx.update(updates, state.inner, params, **extra_args)
-        moves = [u for _, u in mask_leaves(updates)]
-        moves, spent = leaves.within(moves, state.step == freeze_step - 1, allowance)
-        state = BudgetState(state.step + 1, penalty, excess, spent, inner)
-        return with_mask_leaves(updates, moves), state
 
-    def update_fn(updates, state, params=None, **extra_args):
-        if params is None:
-            raise ValueError(
-                "meet_budget: reads the mask variables; call "
-                "update(updates, state, params)"
-            )
+        # The last step cuts, instead of moving; those after it do neither. Element by
+        # element in every step: that fuses with the update, which a branch would not.
+        moves, cuts = state.step < freeze_step - 1, state.step == freeze_step - 1
 
-        def moving():
-            return move(updates, state, params, extra_args)
+        def settle(u, s, held, kept):
+            u = jnp.where(moves, u, jnp.zeros_like(u))
+            connected = jnp.where(cuts, kept, held | (after(u, s) >= 0))
+            return jnp.where(moves | cuts, settled(u, s, connected), u)
 
-        shapes = jax.eval_shape(moving)[0]
-
-        def frozen():
-            return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), state
-
-        return jax.lax.cond(state.step < freeze_step, moving, frozen)
+        moved = map(
+            settle,
+            [u for _, u in mask_leaves(updates)],
+            leaves.masks,
+            leaves.marked(held),
+            leaves.kept(held, border),
+        )
+        updates = with_mask_leaves(updates, moved)
+        step = jnp.minimum(state.step + 1, freeze_step)
+        return updates, BudgetState(step, penalty, excess, held, inner)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -259,34 +291,37 @@ class _Leaves:
                 terms.append(count(m, tuple(range(m.ndim))) * jnp.float32(cost))
         return sum(terms, start=jnp.zeros((), jnp.float32))
 
-    def within(
-        self, updates: list[jax.Array], cut: jax.Array, allowance: Allowance
-    ) -> tuple[list[jax.Array], jax.Array]:
-        """Return updates that leave the guard's minimum, and what is spent after them.
+    def largest(self) -> Places:
+        """Return where the connections are that the guard keeps."""
+        return self.guard.largest(self.masks, self.axes)
 
-        Where `cut`, they leave what the target pays for.
-        """
-        moved = list(map(after, updates, self.masks))
-        connected = [m >= 0 for m in moved]
+    def none_held(self) -> Places:
+        """Return what `largest` does, but that it need not be right."""
+        if any(isinstance(s, jax.ShapeDtypeStruct) for s in self.masks):
+            shapes = jax.eval_shape(
+                lambda masks: self.guard.largest(masks, self.axes), self.masks
+            )
+            return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        return self.largest()
 
-        def counted(updates):
-            ends = map(after, updates, self.masks)
-            return updates, self.spent([m >= 0 for m in ends])
+    def marked(self, held: Places) -> list[jax.Array]:
+        """Mark the connections that are held."""
+        return self.guard.marks(held, self.masks, self.axes)
 
-        def guarded():
-            return counted(list(map(self.guard.kept, updates, self.masks, self.axes)))
+    def ranked(self, held: Places) -> list[jax.Array]:
+        """Return the ranks, those that are held before all others."""
+        return [
+            jnp.where(marks, jnp.uint32(FIRST), ranks(s))
+            for marks, s in zip(self.marked(held), self.masks, strict=True)
+        ]
 
-        def settle():
-            ranked = [
-                jnp.where(self.guard.protected(m, axes), jnp.uint32(FIRST), ranks(m))
-                for m, axes in zip(moved, self.axes, strict=True)
-            ]
-            kept = affordable(ranked, self.spent, self.target(allowance))
-            return counted(list(map(settled, updates, self.masks, kept)))
+    def border(self, held: Places, allowance: Allowance) -> Border:
+        """Return the border of what the target pays for."""
+        return affordable(self.ranked(held), self.spent, self.target(allowance))
 
-        broken = self.guard.broken(list(map(count, connected, self.axes)))
-        branches = (lambda: (updates, self.spent(connected)), guarded, settle)
-        return jax.lax.switch(jnp.where(cut, 2, broken.astype(jnp.int32)), branches)
+    def kept(self, held: Places, border: Border) -> list[jax.Array]:
+        """Mark what is above the border."""
+        return above(self.ranked(held), border)
 
     def target(self, allowance: Allowance) -> jax.Array:
         """Return the budget at the freeze, shape (), float32, rounded down."""

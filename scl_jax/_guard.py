@@ -12,9 +12,14 @@ import optax
 from scl_jax._features import FeatureAxes, axes_tuple, reduced_axes
 from scl_jax._masked import map_masks, with_mask_leaves
 from scl_jax._paths import KeyPath, leaf_path
-from scl_jax._rank import affordable, count, highest, ranks
+from scl_jax._rank import count, highest, marks
 
 _NAME = "keep_connections"
+
+# For each masked leaf, where the connections are that are kept: `minimum` uint32, one
+# leaf after the other; or, per feature, an array for each leaf, of shape (minimum, ...)
+# with the shape of the leaf, but 1 where it is counted along.
+Places = jax.Array | tuple[jax.Array, ...]
 
 
 def keep_connections(
@@ -136,18 +141,31 @@ class Guard:
     def kept(self, u: jax.Array, s: jax.Array, axes: tuple[int, ...]) -> jax.Array:
         """Return an update that leaves the minimum."""
         moved = after(u, s)
-        return settled(u, s, self.protected(moved, axes) | (moved >= 0))
+        largest = highest(moved, self.minimum, axes)
+        return settled(u, s, marks(largest, s.shape, axes) | (moved >= 0))
 
-    def protected(self, moved: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-        """Mark as many of the largest numbers along the axes; NaN never."""
-        if self.minimum == 1:
-            return highest(ranks(moved), axes)
+    def largest(self, masks: list[jax.Array], axes: list[tuple[int, ...]]) -> Places:
+        """Return where as many of the largest numbers of each leaf are."""
+        found = [highest(s, self.minimum, a) for s, a in zip(masks, axes, strict=True)]
+        if self.feature_axes is not None:
+            return tuple(found)
+        # One array, since each costs a launch where it is handed through a branch.
+        return jnp.concatenate([x.ravel() for x in found])
 
-        def counted(marked):
-            return jnp.expand_dims(count(marked[0], axes), axes)
-
-        shape = [1 if axis in axes else n for axis, n in enumerate(moved.shape)]
-        return affordable([ranks(moved)], counted, jnp.full(shape, self.minimum))[0]
+    def marks(
+        self, largest: Places, masks: list[jax.Array], axes: list[tuple[int, ...]]
+    ) -> list[jax.Array]:
+        """Mark the places of each leaf that `largest` found."""
+        if not isinstance(largest, tuple):
+            parts = jnp.split(largest, len(masks))
+            largest = tuple(
+                part.reshape(self.minimum, *[1] * s.ndim)
+                for part, s in zip(parts, masks, strict=True)
+            )
+        return [
+            marks(part, s.shape, a)
+            for part, s, a in zip(largest, masks, axes, strict=True)
+        ]
 
 
 def after(u: jax.Array, s: jax.Array) -> jax.Array:
@@ -168,8 +186,9 @@ def settled(u: jax.Array, s: jax.Array, connected: jax.Array) -> jax.Array:
       threshold 0 instead, or to just below it.
     """
     to_zero = (-s).astype(u.dtype)
-    # In fewer bits than s has, -s may be rounded to below the threshold.
-    to_zero = jnp.where(s + to_zero < 0, jnp.nextafter(to_zero, jnp.inf), to_zero)
+    if u.dtype != s.dtype:
+        # In fewer bits than s has, -s may be rounded to below the threshold.
+        to_zero = jnp.where(s + to_zero < 0, jnp.nextafter(to_zero, jnp.inf), to_zero)
     # By more than it is rounded, and than what either dtype takes for 0.
     least = 2 * max(float(jnp.finfo(x.dtype).tiny) for x in (u, s))
     below = (-s - jnp.abs(s) / 32).astype(u.dtype) - least

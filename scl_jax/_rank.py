@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,25 +32,28 @@ def count(marked: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     return counted.astype(jnp.int32)
 
 
+class Border(NamedTuple):
+    """Where it is parted between what is marked and what is not."""
+
+    rank: jax.Array  # shape (), uint32: all above it is marked
+    lot: jax.Array  # shape (), uint32: of those that are equal to it, all above this
+
+
 def affordable(
     ranked: Sequence[jax.Array],
     cost: Callable[[list[jax.Array]], jax.Array],
     budget: jax.Array,
-) -> list[jax.Array]:
-    """Mark the highest ranks that cost at most `budget` together.
+) -> Border:
+    """Return the border above which the highest ranks cost at most `budget` together.
 
-    Of equal ranks at the border as many are marked as the rest of the budget pays
+    Of equal ranks at the border as many are above it as the rest of the budget pays
     for, drawn by lots that are always the same.
 
     Args:
-      ranked: uint32; those that are `LAST` are never marked.
-      cost: from arrays of bool like `ranked` to the cost of what they mark, of the
-        shape of `budget`. What is marked more costs no less.
-      budget: what may be spent: shape (), or one that broadcasts to each of `ranked`,
-        to spend it along some axes each for itself.
-
-    Returns:
-      bool, of the shapes of `ranked`.
+      ranked: uint32; those that are `LAST` are never above the border.
+      cost: from arrays of bool like `ranked` to the cost of what they mark, shape ().
+        What is marked more costs no less.
+      budget: what may be spent, shape ().
     """
 
     def border_of(ranked, budget):
@@ -60,47 +64,68 @@ def affordable(
             too_dear = cost([x >= candidate for x in ranked]) > budget
             return jnp.where(too_dear, candidate, found)
 
-        return jax.lax.fori_loop(0, _BITS, decide, jnp.zeros(budget.shape, jnp.uint32))
+        return jax.lax.fori_loop(0, _BITS, decide, jnp.uint32(0))
 
-    border = border_of(ranked, budget)
-    above = [x > border for x in ranked]
+    rank = border_of(ranked, budget)
     # Where all can be paid for, the border is LAST, and there is nothing to draw.
-    lots, place = [], 1
-    for x in ranked:
-        drawing = (x == border) & (x > LAST)
-        lots.append(jnp.where(drawing, _lots(x.shape, place), jnp.uint32(LAST)))
-        place += x.size
-    drawn = border_of(lots, budget - cost(above))
-    return [a | (x > drawn) for a, x in zip(above, lots, strict=True)]
+    lots = [
+        jnp.where((x == rank) & (x > LAST), lot, jnp.uint32(LAST))
+        for x, lot in zip(ranked, _lots(ranked), strict=True)
+    ]
+    return Border(rank, border_of(lots, budget - cost([x > rank for x in ranked])))
 
 
-def highest(ranked: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """Mark the highest rank along axes, of equal ones one, drawn by the same lots.
+def above(ranked: Sequence[jax.Array], border: Border) -> list[jax.Array]:
+    """Mark what is above the border that was found for these ranks."""
+    return [
+        (x > border.rank) | ((x == border.rank) & (x > LAST) & (lot > border.lot))
+        for x, lot in zip(ranked, _lots(ranked), strict=True)
+    ]
 
-    It is what `affordable` marks for a budget of one, in two passes instead of 64.
+
+def highest(x: jax.Array, number: int, axes: tuple[int, ...]) -> jax.Array:
+    """Return the places of the highest numbers along axes, of equal ones any.
 
     Returns:
-      bool, of the shape of `ranked`; where all are `LAST` none is marked.
+      uint32, of the shape of `x`, but 1 along the axes, with the number of the place
+      as a first axis; see `marks`.
     """
+    where = places(x.shape, axes)
 
-    def marked(x):
-        return (x == jnp.max(x, axes, keepdims=True)) & (x > LAST)
+    def take(left, _):
+        first = left == jnp.max(left, axes, keepdims=True)
+        place = jnp.max(jnp.where(first, where, 0), axes, keepdims=True)
+        return jnp.where(where == place, jnp.uint32(LAST), left), place
 
-    lots = jnp.where(marked(ranked), _lots(ranked.shape, 1), jnp.uint32(LAST))
-    return marked(lots)
+    return jax.lax.scan(take, ranks(x), length=number)[1]
 
 
-def _lots(shape: tuple[int, ...], place: int) -> jax.Array:
-    """Return numbers that look random, for the places from `place` on.
-
-    Of the places from 1 to 2**32 - 1 no two lots are equal, and none is `LAST`.
-    """
+def places(shape: tuple[int, ...], axes: tuple[int, ...]) -> jax.Array:
+    """Return the place of every number along axes, from 0 on: uint32, of the shape."""
     x = jnp.uint32(0)
-    for axis, size in enumerate(shape):
-        x = x * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
-    x = x + jnp.uint32(place % 2**_BITS)
-    # The finalizer of MurmurHash3, which maps different numbers to different ones,
-    # and only 0 to 0.
-    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
-    return x ^ (x >> 16)
+    for axis in axes:
+        index = jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+        x = x * jnp.uint32(shape[axis]) + index
+    return jnp.broadcast_to(x, shape)
+
+
+def marks(found: jax.Array, shape: tuple[int, ...], axes: tuple[int, ...]) -> jax.Array:
+    """Mark the places that `highest` found: bool, of the shape."""
+    return jnp.any(places(shape, axes)[None] == found, 0)
+
+
+def _lots(ranked: Sequence[jax.Array]) -> list[jax.Array]:
+    """Return numbers that look random, of which no two are equal and none is `LAST`.
+
+    That holds for 2**32 - 1 numbers in all.
+    """
+    lots, size = [], 1
+    for one in ranked:
+        x = places(one.shape, tuple(range(one.ndim))) + jnp.uint32(size % 2**_BITS)
+        # The finalizer of MurmurHash3, which maps different numbers to different ones,
+        # and only 0 to 0.
+        x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+        x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+        lots.append(x ^ (x >> 16))
+        size += one.size
+    return lots

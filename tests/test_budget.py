@@ -73,17 +73,18 @@ def recording():
     )
 
 
-def in_numpy(gradients, masks, allowed, cost, slope, weigh):
+def in_numpy(gradients, masks, allowed, cost, slope, weigh, falls_for, every):
     """Return coefficients, in units of their limits' too; excesses; gradients."""
-    penalty, before, found = 0.0, 0.0, []
+    penalty, excess, found = 0.0, 0.0, []
     weight = cost if weigh else np.ones(TOTAL)
     for t, (g, s) in enumerate(zip(gradients, masks, strict=True)):
-        spent = max(np.sum(cost[s >= 0]) / np.sum(cost), 1e-9)
-        excess = math.log(spent / float(allowed(t + 1)))
-        change = 10 * (excess - before) + 10 * excess / ((END - BEGIN) / 8)
-        unit = np.mean(np.abs(g)) / np.mean(weight)
-        penalty = np.clip(penalty * np.exp(change), 1e-3 * unit, 1e2 * unit)
-        before = excess
+        if t % every == 0:
+            before = excess
+            spent = max(np.sum(cost[s >= 0]) / np.sum(cost), 1e-9)
+            excess = math.log(spent / float(allowed(t + 1)))
+            change = 10 * (excess - before) + every * 10 * excess / (falls_for / 8)
+            unit = np.mean(np.abs(g)) / np.mean(weight)
+            penalty = np.clip(penalty * np.exp(change), 1e-3 * unit, 1e2 * unit)
         penalized = g + penalty * weight * np.where(s >= 0, 1, slope)
         found.append((penalty / unit, penalty, excess, penalized))
     return [np.stack(values) for values in zip(*found, strict=True)]
@@ -141,7 +142,9 @@ def test_the_controller_follows_its_recursion(case):
     start = tx.init(jax.tree.map(lambda x: x[0], inputs[1]))
     _, states = jitted(lambda *x: jax.lax.scan(step, *x))(start, tuple(inputs))
     units, penalty, excess, penalized = in_numpy(
-        gradients, masks, allowed, cost, slope, weigh
+        *(gradients, masks, allowed, cost, slope, weigh),
+        falls_for=END - BEGIN,
+        every=1,
     )
     at_lowest, at_highest = np.isclose(units, 1e-3), np.isclose(units, 1e2)
     assert np.any(at_lowest)
@@ -156,6 +159,36 @@ def test_the_controller_follows_its_recursion(case):
         strict=True,
     ):
         np.testing.assert_allclose(given, expected, rtol=1e-3, atol=1e-4)
+
+
+# (begin, end), steps between two looks
+LOOKS = [((0, 64), 1), ((10, 137), 1), ((10, 138), 2), ((0, 999), 15), ((0, 4000), 50)]
+
+
+@pytest.mark.parametrize(("steps", "every"), LOOKS)
+def test_it_looks_64_times_while_the_budget_falls_but_every_50_steps(steps, every):
+    begin, end = steps
+    random = np.random.default_rng(2)
+    many = 2 * every + 2
+    gradients, masks = random.normal(size=(2, many, TOTAL)).astype("f4")
+    falls = optax.linear_schedule(1.0, 0.1, end - begin, begin)
+    tx = meet_budget(
+        *(optax.set_to_zero(), 0.1),
+        freeze_step=end,
+        end_step=end,
+        begin_step=begin,
+        schedule="linear",
+    )
+    state, seen = tx.init(unflattened(masks[0])), []
+    update = jitted(tx.update)
+    for g, s in zip(gradients, masks, strict=True):
+        _, state = update(unflattened(g), state, unflattened(s))
+        seen.append((float(state.penalty), float(state.excess)))
+    _, penalty, excess, _ = in_numpy(
+        *(gradients, masks, falls, ONES, 1, True), falls_for=end - begin, every=every
+    )
+    np.testing.assert_allclose(seen, np.stack([penalty, excess], 1), rtol=1e-3)
+    assert len({excess for _, excess in seen}) == -(-many // every)
 
 
 # The cut at the freeze
@@ -239,14 +272,16 @@ def test_the_largest_pruned_ones_return_where_too_few_are_left():
     np.testing.assert_array_equal(after, np.where(returned, 0, s))
 
 
-def test_mask_variables_are_ranked_where_the_last_step_leads():
+def test_the_last_step_cuts_and_moves_nothing():
     s, g = flattened(normal()), flattened(normal(seed=1))
     tx = meet_budget(optax.sgd(1.0), 0.5, freeze_step=1)
     masks = unflattened(s)
     updates, _ = jitted(tx.update)(unflattened(g), tx.init(masks), masks)
     after = flattened(optax.apply_updates(masks, updates))
-    largest = np.argsort(np.argsort(s - g)) >= TOTAL - 426
+    largest = np.argsort(np.argsort(s)) >= TOTAL - 426
     np.testing.assert_array_equal(after >= 0, largest)
+    right = (s >= 0) == largest
+    np.testing.assert_array_equal(after[right], s[right])
 
 
 def test_nan_is_no_connection_and_stays():

@@ -178,7 +178,7 @@ def test_from_the_freeze_on_nothing_moves():
     for step in range(FREEZE + 3):
         updates, state = update(normal(step), state, masks)
         masks = optax.apply_updates(masks, updates)
-        seen.append(jax.tree.leaves((masks, state._replace(step=None))))
+        seen.append(jax.tree.leaves(masks))
         assert state.step == min(step + 1, FREEZE)
         moving = [np.any(u) for u in jax.tree.leaves(updates)]
         assert all(moving) if step < FREEZE else not any(moving)
@@ -234,11 +234,11 @@ def test_low_precision_gradients_keep_their_dtype(masks_dtype, options):
     assert {x.dtype for x in jax.tree.leaves(updates)} == {jnp.dtype("bfloat16")}
 
 
-def test_init_on_shapes_takes_all_to_be_connected():
-    state = budget().init(shapes_of(MASKS, "float32"))
-    assert float(state.spent) == sum(s.size for s in jax.tree.leaves(MASKS))
-    pruned = jax.tree.map(lambda s: -jnp.ones_like(s), MASKS)
-    assert float(budget().init(pruned).spent) == 0
+@pytest.mark.parametrize("feature_axes", [None, -1])
+def test_init_on_shapes_has_the_shapes_of_init_on_arrays(feature_axes):
+    tx = budget(optax.sgd(0.1), 0.75, minimum=2, feature_axes=feature_axes)
+    of_shapes, of_arrays = tx.init(shapes_of(MASKS, "float32")), tx.init(MASKS)
+    chex.assert_trees_all_equal_shapes_and_dtypes(of_shapes, of_arrays)
 
 
 @pytest.mark.parametrize("schedule", ["cubic", "constant", lambda t: 1 - 0.375 * t])

@@ -26,7 +26,7 @@ from scl_jax import (
 
 SIZES = (49, 48, 32, 10)
 TOTAL = 49 * 48 + 48 * 32 + 32 * 10
-STEPS, FREEZE, PART = 200, 150, 50  # the schedule ends at 75
+STEPS, END, FREEZE, PART = 200, 75, 150, 50
 TARGETS = (0.5, 0.1, 0.01)
 SEEDS = (0, 1)
 
@@ -111,7 +111,8 @@ def steps_of(tx):
 def budgeted(target):
     """Return the optimizer and the training with a budget."""
     tx = partition(
-        optax.adam(5e-3), meet_budget(masks_tx(), target, freeze_step=FREEZE)
+        optax.adam(5e-3),
+        meet_budget(masks_tx(), target, freeze_step=FREEZE, end_step=END),
     )
     return tx, jitted(steps_of(tx))
 
@@ -209,15 +210,21 @@ def test_a_fixed_penalty_of_its_size_comes_to_a_similar_sparsity(target):
     assert target / 2 < sum(counts(after.masks)) / TOTAL < target * 2
 
 
-# (minimum, feature axes, axes that are counted over, features or leaves)
-GUARDS = {"leaves": (40, None, None, 3), "features": (2, -1, 0, 48 + 32 + 10)}
+# (minimum, feature axes, axes that are counted over, features or leaves, steps)
+GUARDS = {
+    "leaves": (40, None, None, 3, 40),
+    "features": (2, -1, 0, 48 + 32 + 10, 40),
+    # It looks every 4 steps only.
+    "leaves_between_looks": (40, None, None, 3, 300),
+    "features_between_looks": (2, -1, 0, 48 + 32 + 10, 300),
+}
 
 
 @pytest.mark.parametrize("case", GUARDS.values(), ids=[*GUARDS])
 def test_the_minimum_is_left_in_every_step_and_the_cut_is_exact(case):
-    minimum, feature_axes, axes, groups = case
+    minimum, feature_axes, axes, groups, steps = case
     tx = meet_budget(
-        masks_tx(), 0.1, freeze_step=40, minimum=minimum, feature_axes=feature_axes
+        masks_tx(), 0.1, freeze_step=steps, minimum=minimum, feature_axes=feature_axes
     )
     random = np.random.default_rng(0)
 
@@ -239,13 +246,13 @@ def test_the_minimum_is_left_in_every_step_and_the_cut_is_exact(case):
         return (masks, state), masks
 
     carry = masks, tx.init(masks)
-    masks = jitted(lambda *carry: jax.lax.scan(step, carry, length=40)[1])(*carry)
+    masks = jitted(lambda *carry: jax.lax.scan(step, carry, length=steps)[1])(*carry)
     left = [
         np.concatenate([np.ravel(n) for n in counts(masks_at_step, axes)])
         for masks_at_step in (
-            jax.tree.map(lambda s, t=t: s[t], masks) for t in range(40)
+            jax.tree.map(lambda s, t=t: s[t], masks) for t in range(steps)
         )
     ]
-    assert np.shape(left) == (40, groups)
+    assert np.shape(left) == (steps, groups)
     assert np.min(left) == minimum, "the guard had work to do"
     assert np.sum(left[-1]) == math.floor(0.1 * TOTAL)

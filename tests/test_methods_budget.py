@@ -26,7 +26,8 @@ def _tiny_networks(monkeypatch):
 
 
 def settings(sparsity=0.9, **changes):
-    return config(**{"sparsity": sparsity, "mask_learning_rate": 0.01, **changes})
+    own = {"sparsity": sparsity, "mask_learning_rate": 0.01, "schedule_end": 0.375}
+    return config(**{**own, **changes})
 
 
 def allowed(sparsity, total):

@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments.mesh import make_mesh
-from scl_jax._rank import FIRST, LAST, _lots, affordable, highest, ranks
+from scl_jax._rank import (
+    FIRST,
+    LAST,
+    _lots,
+    above,
+    affordable,
+    highest,
+    marks,
+    places,
+    ranks,
+)
 
 DTYPES = {
     "float32": np.float32,
@@ -31,19 +41,16 @@ def mark(xs, budget, costs=None):
             jnp.sum(m * jnp.broadcast_to(jnp.float32(c), m.shape)) for m, c in pairs
         )
 
-    return affordable([ranks(jnp.asarray(x)) for x in xs], spent, jnp.float32(budget))
+    ranked = [ranks(jnp.asarray(x)) for x in xs]
+    return above(ranked, affordable(ranked, spent, jnp.float32(budget)))
 
 
 mark_jitted = jax.jit(mark)
 
 
-def mark_along(x, axes, budget):
-    """Mark as many as `budget` says along the axes, that of each group in keepdims."""
-
-    def count(marked):
-        return jnp.sum(marked[0], axes, keepdims=True)
-
-    return affordable([ranks(jnp.asarray(x))], count, jnp.asarray(budget))[0]
+def mark_highest(x, number, axes):
+    """Mark the highest numbers along the axes."""
+    return marks(highest(jnp.asarray(x), number, axes), x.shape, axes)
 
 
 def in_numpy(xs, budget, costs):
@@ -177,7 +184,8 @@ def test_the_first_rank_is_marked_before_infinity():
     ranked = [
         jnp.where(jnp.arange(4) == 2, jnp.uint32(FIRST), ranks(jnp.full(4, jnp.inf)))
     ]
-    [got] = affordable(ranked, lambda marked: jnp.sum(marked[0]), jnp.int32(1))
+    border = affordable(ranked, lambda marked: jnp.sum(marked[0]), jnp.int32(1))
+    [got] = above(ranked, border)
     np.testing.assert_array_equal(got, [False, False, True, False])
 
 
@@ -217,14 +225,11 @@ def test_zeros_of_both_signs_are_told_apart():
 
 
 def test_no_two_lots_are_equal_and_none_is_last():
-    shapes, place, lots = [(64, 1000), (), (70_000,), (3, 5, 7), (0, 4)], 1, []
-    for shape in shapes:
-        got = np.asarray(_lots(shape, place))
+    shapes, lots = [(64, 1000), (), (70_000,), (3, 5, 7), (0, 4)], []
+    for shape, got in zip(shapes, _lots([jnp.zeros(s) for s in shapes]), strict=True):
         assert (got.dtype, got.shape) == (np.uint32, shape)
-        lots.append(got.ravel())
-        place += got.size
+        lots.append(np.ravel(got))
     lots = np.concatenate(lots)
-    assert lots.size == place - 1
     assert len(np.unique(lots)) == lots.size
     assert lots.min() > LAST
     # They look random: of each bit about half are set, whatever half of the places.
@@ -233,17 +238,16 @@ def test_no_two_lots_are_equal_and_none_is_last():
         np.testing.assert_allclose(some.mean(0), 0.5, atol=0.01)
 
 
-# A budget along some axes
+# The highest along some axes
 
 
-@pytest.mark.parametrize("axes", [(0,), (0, 1), (1, 2), (2,)], ids=str)
-def test_each_group_spends_its_own_budget(axes):
+@pytest.mark.parametrize("number", [1, 2, 5, 12])
+@pytest.mark.parametrize("axes", [(0,), (0, 1), (1, 2), (2,), (0, 1, 2)], ids=str)
+def test_of_each_group_the_highest_are_found(axes, number):
     random = np.random.default_rng(3)
     x = random.permutation(60).reshape(3, 4, 5).astype(np.float32)
     x[0, 0, 0], x[1, 2] = np.nan, 7.5  # a NaN, and ties
-    shape = [1 if axis in axes else n for axis, n in enumerate(x.shape)]
-    budget = random.integers(-1, 14, shape).astype(np.int32)
-    got = np.asarray(mark_along(x, axes, budget))
+    got = np.asarray(mark_highest(x, number, axes))
     kept = [axis for axis in range(3) if axis not in axes]
     for index in itertools.product(*(range(x.shape[axis]) for axis in kept)):
         where = [slice(None)] * 3
@@ -251,9 +255,17 @@ def test_each_group_spends_its_own_budget(axes):
             where[axis] = slice(i, i + 1)
         group, marked = x[tuple(where)], got[tuple(where)]
         numbers = np.sort(group[~np.isnan(group)])[::-1]
-        many = np.clip(budget[tuple(where)].item(), 0, numbers.size)
         # The same numbers as the first of the sorted ones, ties included.
-        np.testing.assert_array_equal(np.sort(group[marked])[::-1], numbers[:many])
+        taken = np.sort(group[marked & ~np.isnan(group)])[::-1]
+        np.testing.assert_array_equal(taken, numbers[:number])
+        assert marked.sum() <= number
+
+
+def test_places_are_counted_along_axes():
+    got = places((2, 3, 4), (0, 2))
+    expected = np.arange(8).reshape(2, 1, 4) * np.ones((1, 3, 1))
+    assert got.dtype == np.uint32
+    np.testing.assert_array_equal(got, expected)
 
 
 # Inside other transformations
@@ -280,29 +292,15 @@ def test_over_devices_the_same_are_marked_and_no_array_is_sent(spec):
     costs = [3.0, 1.0]
 
     def both(xs):
-        return mark(xs, 700.0, costs), mark_along(xs[0], (0,), jnp.full((1, 32), 3))
+        return mark(xs, 700.0, costs), mark_highest(xs[0], 3, (0,))
 
     there = jax.device_put(xs, sharding)
     together, along = jax.jit(both)(there)
     expected, expected_along = both(xs)
     assert_marked([*together, along], [*expected, expected_along])
-    for marked in [*together, along]:
+    for marked in together:
         assert marked.sharding.is_equivalent_to(sharding, 2)
     text = jax.jit(both).lower(there).compile().as_text()
     assert " all-reduce(" in text
     for other in ("all-gather", "all-to-all", "collective-permute"):
         assert other not in text
-
-
-@pytest.mark.parametrize("axes", [(0,), (1,), (0, 1)])
-def test_highest_is_what_a_budget_of_one_pays_for(axes):
-    random = np.random.default_rng(3)
-    x = random.integers(-2, 3, (7, 9)).astype(np.float32)  # ties in every group
-    x[random.random(x.shape) < 0.3] = np.nan
-    x[:, 4] = x[2] = np.nan
-    shape = [1 if axis in axes else size for axis, size in enumerate(x.shape)]
-    marked = np.asarray(highest(ranks(jnp.asarray(x)), axes))
-    expected = mark_along(x, axes, np.ones(shape, np.int32))
-    np.testing.assert_array_equal(marked, expected)
-    some = ~np.isnan(x).all(axes)
-    np.testing.assert_array_equal(marked.sum(axes), some)
