@@ -65,12 +65,13 @@ def run_pareto(
         config = dataclasses.replace(config, seeds=seeds)
     book = Book(folder / "pareto.json", folder / "scratch")
     book.open(config)
-    book.save(name=name)
+    kinds, sparsities = list(dict.fromkeys(kinds)), sorted(set(sparsities))
+    book.save(name=name, kinds=kinds, sparsities=sparsities)
     tasks = [_task(config, "dense", {"sparsity": 0.0})]
     tasks += [
         _task(config, "scl", {**KINDS[kind], "sparsity": sparsity})
-        for kind in dict.fromkeys(kinds)
-        for sparsity in sorted(set(sparsities))
+        for kind in kinds
+        for sparsity in sparsities
     ]
     book.run(tasks, examples(config, data_dir))
     rows = [
@@ -86,13 +87,15 @@ def run_pareto(
 def render(book: dict[str, Any]) -> str:
     """Return the page of a sweep, in Markdown."""
     rows, versions = book["summary"], book["versions"]
+    asked = ["--kinds", *book["kinds"], "--sparsities", *map(str, book["sparsities"])]
     return (
         f"# {configs.summary(book['name'])} From dense to sparse.\n\n"
         f"{as_markdown(study_cells(rows))}\n\n"
         "Accuracy on the test set after the last epoch, mean ± standard deviation over "
         f"{len(rows[0]['seeds'])} seeds; MACs per example, FLOPs = 2 x MACs. "
         f"{book['config']['epochs']} epochs, {versions['device']}, jax "
-        f"{versions['jax']}; `python -m experiments.pareto {book['name']}`\n\n"
+        f"{versions['jax']}; `python -m experiments.pareto {book['name']} "
+        f"{' '.join(asked)}`\n\n"
         "![accuracy against weights and MACs](pareto.png)\n"
     )
 

@@ -1,5 +1,6 @@
 """The figure of a finished study: what sparsity costs, and where the weights go."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from experiments.figures import COLOURS, styled
 from experiments.outcome import mean_std
 
+_WORDS = re.compile(r"(\D+)(\d*)")
 Runs = list[dict[str, Any]]  # that differ in their seeds
 _LOOKS: tuple[dict[str, Any], ...] = (
     {"fmt": "o-", "color": COLOURS[1]},
@@ -72,9 +74,11 @@ def _figure(book: dict[str, Any]) -> Figure:
             axes.errorbar(x, y, dy, dx, capsize=4, label=kind, **look)
         _log_fractions(axes)
         axes.set(xlabel=f"fraction of {name} remaining", ylabel="test accuracy (%)")
-        axes.legend(loc="lower right")
+        axes.legend(fontsize="small")
     axes = figure.add_subplot(grid[:, 1])
-    names = [layer["path"].removesuffix("/kernel") for layer in tested[0][0]["layers"]]
+    paths = [layer["path"] for layer in tested[0][0]["layers"]]
+    order = sorted(range(len(paths)), key=lambda i: _numbered(paths[i]))
+    names = [paths[i].removesuffix("/kernel") for i in order]
     first = next(iter(kinds.values()))
     shades = colormaps["viridis"](np.linspace(0, 0.9, len(first)))
     for runs, colour in zip(first, shades, strict=True):
@@ -82,13 +86,20 @@ def _figure(book: dict[str, Any]) -> Figure:
             [[layer["nnz"] / layer["weights"] for layer in r["layers"]] for r in runs]
         )
         total = 1 - np.mean([run["nnz"] / run["weights"] for run in runs])
-        axes.plot(kept.mean(axis=0), names, "o-", color=colour, label=f"{total:.3f}")
+        axes.plot(
+            kept.mean(axis=0)[order], names, "o-", color=colour, label=f"{total:.3f}"
+        )
     _log_fractions(axes)
     axes.invert_yaxis()
     axes.set(xlabel="fraction of weights remaining per kernel")
     of = f"{next(iter(kinds))}\n" if len(kinds) > 1 else ""
     axes.legend(title=f"{of}sparsity, mean of the seeds")
     return figure
+
+
+def _numbered(path: str) -> list[tuple[str, int]]:
+    """Return a key that sorts Conv_2 before Conv_10."""
+    return [(word, int(number or 0)) for word, number in _WORDS.findall(path)]
 
 
 def _kind(row: dict[str, Any]) -> str:

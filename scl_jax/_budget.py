@@ -166,7 +166,7 @@ def meet_budget(
         leaves = leaves_of(params)
         leaves.check(allowance)
         zero, step = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
-        return BudgetState(step, zero, zero, leaves.none_held(), masks_tx.init(params))
+        return BudgetState(step, zero, zero, leaves.first_held(), masks_tx.init(params))
 
     def adapted(state, leaves, gradients):
         """Return the coefficient from now on, and the excess that it answers."""
@@ -295,14 +295,17 @@ class _Leaves:
         """Return where the connections are that the guard keeps."""
         return self.guard.largest(self.masks, self.axes)
 
-    def none_held(self) -> Places:
-        """Return what `largest` does, but that it need not be right."""
+    def first_held(self) -> Places:
+        """Return what `largest` does, but that of shapes it is none."""
+
+        def largest(masks):
+            return self.guard.largest(masks, self.axes)
+
         if any(isinstance(s, jax.ShapeDtypeStruct) for s in self.masks):
-            shapes = jax.eval_shape(
-                lambda masks: self.guard.largest(masks, self.axes), self.masks
-            )
+            shapes = jax.eval_shape(largest, self.masks)
             return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        return self.largest()
+        # XLA would compute it while compiling, slowly, where it knows the start value.
+        return largest(jax.lax.optimization_barrier(self.masks))
 
     def marked(self, held: Places) -> list[jax.Array]:
         """Mark the connections that are held."""

@@ -311,6 +311,19 @@ def test_over_devices_it_is_the_same_and_mask_variables_are_not_sent(spec, kind,
     assert not any(shape in line for line in lines for shape in kernels)
 
 
+@pytest.mark.parametrize(("spec", "kind"), SPECS.values(), ids=[*SPECS])
+def test_over_devices_every_feature_keeps_its_minimum(spec, kind):
+    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(kind, kind))
+    sharding = NamedSharding(mesh, spec)
+    tx = budget(minimum=3, feature_axes=-1, target=0.375)
+    masks, _ = trained(tx, *jax.device_put((MASKS, GRADIENT), sharding))
+    expected, _ = trained(tx)
+    for name in ("a", "c"):
+        assert np.min(np.sum(np.asarray(masks[name]) >= 0, 0)) >= 3
+        np.testing.assert_array_equal(masks[name] >= 0, expected[name] >= 0)
+    assert count(masks) == 120
+
+
 # Trees
 
 

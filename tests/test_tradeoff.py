@@ -175,6 +175,16 @@ def test_layers_are_the_fractions_that_remain_by_sparsity():
     ]
 
 
+def test_layers_are_drawn_in_the_order_of_their_numbers():
+    book = made()
+    for record in book["runs"].values():
+        first, second = record["layers"]
+        first["path"], second["path"] = "Conv_10/kernel", "Conv_2/kernel"
+    [line, *_] = _figure(book).axes[-1].lines
+    assert list(line.get_ydata()) == ["Conv_2", "Conv_10"]
+    np.testing.assert_allclose(line.get_xdata(), [0.2, 0.5])
+
+
 def test_file_is_a_png(tmp_path):
     draw_tradeoff(made(), tmp_path / "study.png")
     with Image.open(tmp_path / "study.png") as image:

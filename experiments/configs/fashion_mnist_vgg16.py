@@ -3,7 +3,22 @@
     make train CONFIG=fashion_mnist_vgg16
     python -m experiments.study fashion_mnist_vgg16 --jobs 8
 
-14,714,432 kernel weights; 20 epochs in bfloat16, for a GPU.
+14,714,432 kernel weights; 20 epochs in bfloat16, for a GPU. The README's table is from
+results/fashion_mnist_vgg16.json, three seeds, of the same commit as ResNet-20's: SCL is
+0.1 points below dense with 10 % and 5 % of the weights, and 0.2 with 2 %.
+
+With fixed penalties, one seed (1000) each on validation, last epoch (`--sparsity 0
+--penalty ... --learning-rate 0.1 --mask-learning-rate 1e-4`):
+
+| penalty | remaining | validation accuracy (%) |
+|--:|--:|--:|
+| dense, learning rate 0.05 / 0.1 | 100 % | 94.6 / 94.5 |
+| 1e-8 | 54.8 % | 94.7 |
+| 3e-8 | 18.7 % | 94.7 |
+| 7e-8 | 8.0 % | 94.5 |
+| 1.6e-7 | 3.3 % | 94.2 |
+| 4e-7 | 1.1 % | 94.1 |
+| 1e-6 | 0.3 % | 93.3 |
 """
 
 import dataclasses
