@@ -28,6 +28,7 @@ import numpy as np
 from experiments import configs
 from experiments.config import Config
 from experiments.data import ABOUT, Split
+from experiments.dispatch import LAYERS, dispatch_times
 from experiments.feed import make_feed
 from experiments.health import kernel_counts
 from experiments.mesh import make_mesh
@@ -180,8 +181,15 @@ def main(argv: Sequence[str]) -> int:
     print(as_text([header, *cells]))
     more = imports["jax_optax_scl_jax"] - imports["jax_optax"]
     print(f"\nimport jax, optax: {imports['jax_optax']:.2f} s; scl_jax: {more:+.2f} s")
+    host = dispatch_times(steps=40 * arguments.repeats)
+    print(
+        f"\none call of a step, {LAYERS} layers: {host['dense_us']:.0f} us for "
+        f"{host['arrays'][0]} arrays; SCL {host['ratio']:.2f} times that for "
+        f"{host['arrays'][1]}, to a budget {host['budget_ratio']:.2f}"
+    )
     if arguments.json:
-        content = {"steps": rows, "import_seconds": imports, "versions": about}
+        content = {"steps": rows, "dispatch": host, "import_seconds": imports}
+        content |= {"versions": about}
         arguments.json.write_text(json.dumps(content, indent=2) + "\n")
     return 0
 
