@@ -30,8 +30,8 @@ CONFIG = Config(
     devices=1,
     checkpoint_every=0.0,
 )
-STUDY = Study(targets=(0.1,), penalties=(1e-3,), learning_rates=(0.1,), seeds=1)
-RUNS = 2 + 4  # a method each: one seed on validation, two on the test split
+STUDY = Study(targets=(0.1,), penalties=(1e-3,), learning_rates=(0.1, 1e-4), seeds=1)
+RUNS = 3 + 4  # on validation two of dense and one of SCL; two each on the test split
 
 
 class Linear(Model):
