@@ -11,7 +11,7 @@ from scl_jax._costs import CostOf, cost_of
 from scl_jax._features import FeatureAxes
 from scl_jax._guard import Guard, Places, after, settled
 from scl_jax._masked import MaskedParams, mask_leaves, with_mask_leaves
-from scl_jax._paths import PyTree, leaf_path
+from scl_jax._paths import PyTree, is_none, leaf_path
 from scl_jax._rank import FIRST, LAST, Border, above, affordable, count, ranks
 from scl_jax._schedule import Allowance, Schedule
 from scl_jax._step import STE, checked_ste, identity, proxy_gradient
@@ -164,8 +164,11 @@ def meet_budget(
 
     def init_fn(params):
         leaves = leaves_of(params)
-        leaves.check(allowance)
         zero, step = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
+        # optax.tree_map_params asks with a placeholder, in which not even a None is.
+        if not jax.tree.leaves(params, is_leaf=is_none):
+            return BudgetState(step, zero, zero, zero, masks_tx.init(params))
+        leaves.check(allowance)
         return BudgetState(step, zero, zero, leaves.first_held(), masks_tx.init(params))
 
     def adapted(state, leaves, gradients):

@@ -27,7 +27,8 @@ def partition(
     decay masks, labels and paths written for the dense network go on working;
     `masks_tx` the mask variables (None where a leaf is not masked). Weight
     decay, clipping by global norm or averaging inside `weights_tx` never touch
-    a mask variable.
+    a mask variable. (`optax.masked` in its place would hand the gradients of the
+    masks on as they are, and move them up.)
 
     Args:
       weights_tx: the optimizer the trainer had.
@@ -37,7 +38,8 @@ def partition(
       An `optax.GradientTransformationExtraArgs` over `MaskedParams`.
 
     Raises:
-      TypeError: at init and update, if the tree is no `MaskedParams`.
+      TypeError: at init and update, if the tree is no `MaskedParams`; at update, if
+        the state is that of another optimizer, such as one for dense parameters.
 
     Example:
       >>> import jax.numpy as jnp
@@ -60,7 +62,8 @@ def partition(
         if not isinstance(tree, MaskedParams) and jax.tree.leaves(tree):
             raise TypeError(
                 "partition: updates a MaskedParams, as mask_params returns it; "
-                f"got {type(tree).__name__}"
+                f"got {type(tree).__name__}. Dense parameters, and their gradients, "
+                "need the optimizer without partition"
             )
         return labels
 
@@ -68,7 +71,18 @@ def partition(
         "weights": _within("weights", weights_tx),
         "masks": _within("masks", masks_tx),
     }
-    return optax.partition(transforms, checked_labels)
+    tx = optax.with_extra_args_support(optax.partition(transforms, checked_labels))
+
+    def update_fn(updates, state, params=None, **extra_args):
+        if not isinstance(state, optax.PartitionState):
+            raise TypeError(
+                "partition: needs the state that its init made for a MaskedParams; "
+                f"got {type(state).__name__}, another optimizer's. Where dense "
+                "parameters have become masked, call init again"
+            )
+        return tx.update(updates, state, params, **extra_args)
+
+    return optax.GradientTransformationExtraArgs(tx.init, update_fn)
 
 
 def _within(

@@ -234,9 +234,11 @@ def test_over_devices_it_is_the_same_and_mask_variables_are_not_sent(spec):
     assert " all-reduce(" in text
     for other in ("all-gather", "all-to-all", "collective-permute"):
         assert other not in text
-    # What is summed over devices are counts (floats up to 2**24), one number each.
+    # Of all devices are taken the sum of counts (floats up to 2**24), the highest rank
+    # and its place: one number each.
     sums = [line for line in text.splitlines() if " all-reduce(" in line]
-    assert all("= f32[] all-reduce(" in line for line in sums)
+    kinds = ("= f32[] all-reduce(", "= u32[] all-reduce(")
+    assert all(any(kind in line for kind in kinds) for line in sums)
 
 
 @pytest.mark.parametrize("spec", [("data", "model"), (("data", "model"), None)])
@@ -256,7 +258,8 @@ def test_over_devices_a_minimum_per_feature_sends_counts_alone(spec, types):
     text = step.lower(there).compile().as_text()
     sums = [line for line in text.splitlines() if " all-reduce(" in line]
     assert sums
-    kinds = ("= f32[1,32]", "= f32[32]", "= f32[1,16]", "= f32[16]", "= pred[]")
+    shapes = ("[1,32]", "[32]", "[1,16]", "[16]")
+    kinds = ["= pred[]", *(f"= {dtype}{s}" for dtype in ("f32", "u32") for s in shapes)]
     assert all(any(kind in line for kind in kinds) for line in sums), sums
     for other in ("all-gather", "all-to-all", "collective-permute"):
         assert other not in text

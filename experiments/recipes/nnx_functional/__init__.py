@@ -1,0 +1,1 @@
+"""A small trainer, without SCL and with it."""
