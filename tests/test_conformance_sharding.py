@@ -121,7 +121,8 @@ def trained(params, batch):
     masked, tx = mask_params(params), optimizer()
     state, step = tx.init(masked), jax.jit(step_of(tx, scl_loss))
     for _ in range(STEPS):
-        masked, state = step(masked, state, batch)
+        # Eight devices on few cores: steps that run ahead can lock each other out.
+        masked, state = jax.block_until_ready(step(masked, state, batch))
     return masked, state
 
 
