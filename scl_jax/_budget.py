@@ -103,9 +103,9 @@ def meet_budget(
       `partition`. Its state has three numbers of its own, and one for each connection
       that the minimum keeps; `optax.tree_utils.tree_get(state, "penalty")` is the
       coefficient, a first guess for a fixed penalty that is to come to as many
-      connections. Nothing goes to the host; across devices it sends counts, never mask
-      variables. Mask variables and their gradients are read once more where the
-      coefficient is found, not in other steps.
+      connections. Nothing goes to the host; across devices it sends counts, and the
+      largest mask variable of each leaf, never a leaf. Mask variables and gradients are
+      read once more where the coefficient is found, not in other steps.
 
       At the freeze the cost is at most the target, and less by no more than that of
       a few connections, or else that of the dearest one. Costs are added in float32:

@@ -47,8 +47,8 @@ def keep_connections(
       A stateless `optax.GradientTransformation` for a tree of mask variables (or a
       `MaskedParams`, of which the weights are left alone). `update` needs params.
       It counts the connections of each leaf in every step, and searches only when a
-      leaf has too few; across devices it sends counts, never mask variables. NaN is
-      no connection, and is left where it is.
+      leaf has too few; across devices it sends counts and, in that search, the largest
+      of each leaf, never a leaf. NaN is no connection, and is left where it is.
 
     Raises:
       TypeError: if `minimum` is no int, or `feature_axes` are no axes. (Under
