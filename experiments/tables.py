@@ -25,10 +25,8 @@ def render(folder: Path = RESULTS) -> str:
     zoo = folder / "zoo.json"
     if zoo.exists():
         parts.append(_zoo(json.loads(zoo.read_text())))
-    bench = folder / "bench.json"
-    if bench.exists():
-        parts.append(_bench(json.loads(bench.read_text())))
-    return "\n\n".join(parts)
+    benches = [json.loads(path.read_text()) for path in sorted(folder.glob("bench*"))]
+    return "\n\n".join([*parts, *map(_bench, benches)])
 
 
 def between_markers(text: str) -> str:
@@ -135,15 +133,15 @@ def _bench(bench: dict[str, Any]) -> str:
                 str(row["batch"]),
                 f"{row['dense_us'] / 1000:.2f} ms",
                 f"{row['scl_us'] / 1000:.2f} ms",
-                f"{row['ratio']:.2f}",
+                f"{row['ratio']:.3f}",
                 "{:.2f} to {:.2f}".format(*row["ratio_spread"]),
-                f"{row['budget_ratio']:.2f}",
+                f"{row['budget_ratio']:.3f}",
             ]
         )
-    versions = bench["versions"]
+    versions, first = bench["versions"], bench["steps"][0]
     return (
-        f"**What a training step costs.** float32, {versions['device']}, jax "
-        f"{versions['jax']}, median of {bench['steps'][0]['repeats']} repeats; "
+        f"**What a training step costs.** {first['compute']}, {versions['device']}, jax "
+        f"{versions['jax']}, median of {first['repeats']} repeats; "
         f"`make bench`\n\n{as_markdown(cells)}"
     )
 

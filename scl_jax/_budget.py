@@ -22,8 +22,9 @@ _NAME = "meet_budget"
 # too many connections raise the coefficient by ten percent, and by ten percent more
 # while they stay for an eighth of the steps in which the budget falls.
 _GAIN, _INTEGRAL_TIME = 10.0, 1 / 8
-# Of the coefficient, in units of the mean absolute mask gradient. Below the first the
-# penalty does nothing; above the second nothing else is left of a normalized gradient.
+# Of the coefficient, in units of the mean absolute mask gradient, of the largest leaf.
+# Below the first the penalty does nothing; above the second nothing else is left of a
+# normalized gradient.
 _LOWEST, _HIGHEST = 1e-3, 1e2
 _LEAST = 1e-9  # of all connections, so that the logarithm of none is finite
 _STEEPEST = 80.0  # whose exponential is finite
@@ -171,7 +172,7 @@ def meet_budget(
         leaves.check(allowance)
         return BudgetState(step, zero, zero, leaves.first_held(), masks_tx.init(params))
 
-    def adapted(state, leaves, gradients):
+    def adapted(state, leaves, gradient):
         """Return the coefficient from now on, and the excess that it answers."""
         spent = leaves.spent([s >= 0 for s in leaves.masks])
         allowed = leaves.total * allowance.at(state.step + 1, leaves.total)
@@ -179,13 +180,14 @@ def meet_budget(
         time = _INTEGRAL_TIME * allowance.falls_for / every
         change = excess - state.excess + excess / time
         steep = jnp.exp(jnp.minimum(_GAIN * change, _STEEPEST))
-        size = sum(jnp.sum(jnp.abs(g), dtype=jnp.float32) for g in gradients)
         # The coefficient at which a connection of mean cost feels the mean gradient.
-        unit = size / (leaves.total if weigh else leaves.size)
+        unit = jnp.mean(jnp.abs(gradient), dtype=jnp.float32)
+        if weigh:
+            unit *= leaves.size / leaves.total
         penalty = jnp.clip(state.penalty * steep, _LOWEST * unit, _HIGHEST * unit)
         return penalty, excess
 
-    def looked(state, leaves, gradients):
+    def looked(state, leaves, gradient):
         """Return coefficient, excess, places that are held, and the border of the cut.
 
         Small results, all of them: what a branch returns is copied where it is not
@@ -197,7 +199,7 @@ def meet_budget(
             return state.penalty, state.excess, state.held, nowhere
 
         def look():
-            penalty, excess = adapted(state, leaves, gradients)
+            penalty, excess = adapted(state, leaves, gradient)
             return penalty, excess, leaves.largest(), nowhere
 
         def find_border():
@@ -216,7 +218,11 @@ def meet_budget(
             )
         leaves = leaves_of(params)
         gradients = [g for _, g in mask_leaves(updates)]
-        penalty, excess, held, border = looked(state, leaves, gradients)
+        # Of the largest leaf alone. What a branch reads is written to memory in every
+        # step, and it waits for it: the GPU for the host, with the other gradients
+        # still to come.
+        largest = max(gradients, key=jnp.size, default=jnp.zeros(()))
+        penalty, excess, held, border = looked(state, leaves, largest)
 
         def penalized(g, s, cost):
             weight = penalty * cost if weigh else penalty

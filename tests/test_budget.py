@@ -19,6 +19,7 @@ from scl_jax import (
 SHAPES = {"a": (24, 10), "b": None, "c": (40, 15), "d": (6, 2)}
 SIZES = [240, 600, 12]
 TOTAL = sum(SIZES)
+LARGEST = slice(240, 840)  # the leaf whose gradient is the unit of the coefficient
 
 
 def tree_of(make):
@@ -83,7 +84,7 @@ def in_numpy(gradients, masks, allowed, cost, slope, weigh, falls_for, every):
             spent = max(np.sum(cost[s >= 0]) / np.sum(cost), 1e-9)
             excess = math.log(spent / float(allowed(t + 1)))
             change = 10 * (excess - before) + every * 10 * excess / (falls_for / 8)
-            unit = np.mean(np.abs(g)) / np.mean(weight)
+            unit = np.mean(np.abs(g[LARGEST])) / np.mean(weight)
             penalty = np.clip(penalty * np.exp(change), 1e-3 * unit, 1e2 * unit)
         penalized = g + penalty * weight * np.where(s >= 0, 1, slope)
         found.append((penalty / unit, penalty, excess, penalized))
