@@ -72,8 +72,14 @@ class Config:
     costs: Literal["connections", "macs"] = "connections"
     weigh: bool = True  # penalize in proportion to the cost; False: all alike
     schedule: Literal["cubic", "linear", "constant"] = "cubic"  # to the sparsity
-    # Fraction of the training at which the schedule has come to the sparsity.
+    # Fractions of the training at which the schedule leaves everything, and at which it
+    # has come to the sparsity.
+    schedule_begin: float = _number(0.0, 0, 1)
     schedule_end: float = _number(0.7, 0, 1, "(]")
+    # Of baselines that prune and grow at intervals: steps between two, and the fraction
+    # that RigL drops and grows at first.
+    prune_every: int = _number(100, 1, 1_000_000)
+    drop_fraction: float = _number(0.3, 0, 1, "()")
     ste: str = "identity"  # or leaky_relu(SLOPE), softplus(SHARPNESS), relu, clipped
     norm: Literal["rms", "l2", "max", "none"] = "rms"  # of mask gradients
     mask_learning_rate: float = _number(3e-4, 0, 1000, "()")
@@ -134,6 +140,11 @@ class Config:
             raise ValueError(
                 f"schedule_end must be at most freeze_at, {self.freeze_at}, so that "
                 f"the sparsity is met before the masks rest; got {self.schedule_end}"
+            )
+        if self.schedule_begin >= self.schedule_end:
+            raise ValueError(
+                f"schedule_begin must be less than schedule_end, {self.schedule_end}; "
+                f"got {self.schedule_begin}"
             )
         parse_ste(self.ste)
 

@@ -1,7 +1,7 @@
 """The ways to train a network that the experiments put side by side."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,30 +9,11 @@ import optax
 
 import scl_jax
 from experiments.config import Config, parse_ste
+from experiments.method import Method, weights_optimizer
 from experiments.models import MODELS
 from experiments.network import macs_of_connections, make_network
 
 PyTree = Any
-
-
-class Method(NamedTuple):
-    """A way to train: what is trained, and what the model is called with.
-
-    Attributes:
-      name: as it stands in records and tables.
-      wrap: from the model's parameters to what is trained.
-      effective: from what is trained to the parameters for the training loss.
-      penalty: from what is trained to a scalar that is added to the loss.
-      fold: from what is trained to plain parameters, for evaluation.
-      tx: the optimizer of what is trained.
-    """
-
-    name: str
-    wrap: Callable[[PyTree], PyTree]
-    effective: Callable[[PyTree], PyTree]
-    penalty: Callable[[PyTree], jax.Array]
-    fold: Callable[[PyTree], PyTree]
-    tx: optax.GradientTransformation
 
 
 def dense(config: Config, steps: int) -> Method:
@@ -89,12 +70,15 @@ def masks_optimizer(
     )
     momentum = config.mask_momentum or None
     if config.sparsity:
+        end_step = max(1, round(config.schedule_end * steps))
+        begin_step = min(round(config.schedule_begin * steps), end_step - 1)
         return scl_jax.meet_budget(
             optax.chain(normalize, optax.sgd(config.mask_learning_rate, momentum)),
             1 - config.sparsity,
             # One step at least, however short the training is.
             freeze_step=max(1, freeze_step),
-            end_step=max(1, round(config.schedule_end * steps)),
+            begin_step=begin_step,
+            end_step=end_step,
             schedule=config.schedule,
             costs=costs,
             weigh=config.weigh,
@@ -108,32 +92,6 @@ def masks_optimizer(
     if config.minimum_connections:
         transforms.append(scl_jax.keep_connections(config.minimum_connections))
     return optax.chain(*transforms)
-
-
-def weights_optimizer(config: Config, steps: int) -> optax.GradientTransformation:
-    """Return the optimizer of the weights, the same for every method."""
-
-    def kernels(params):
-        return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: scl_jax.kernels(
-                jax.tree_util.keystr(path, simple=True, separator="/"), leaf
-            ),
-            params,
-        )
-
-    # One step at least is left for the decay.
-    warmup = min(round(steps * config.warmup_epochs / config.epochs), steps - 1)
-    if warmup:
-        schedule = optax.warmup_cosine_decay_schedule(
-            0.0, config.learning_rate, warmup, steps
-        )
-    else:
-        schedule = optax.cosine_decay_schedule(config.learning_rate, steps)
-    if config.optimizer == "adamw":
-        return optax.adamw(schedule, weight_decay=config.weight_decay, mask=kernels)
-    sgd = optax.sgd(schedule, config.momentum or None)
-    decay = optax.add_decayed_weights(config.weight_decay, mask=kernels)
-    return optax.chain(decay, sgd) if config.weight_decay else sgd
 
 
 METHODS: dict[str, Callable[[Config, int], Method]] = {"dense": dense, "scl": scl}

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from experiments.data import Split
 from experiments.feed import Feed, each
 from experiments.mesh import by_shape
-from experiments.methods import Method
+from experiments.method import Method
 from experiments.network import Network
 
 PyTree = Any

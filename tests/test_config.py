@@ -19,6 +19,7 @@ INTEGERS = {
     "devices": (0, 100_000),
     "model_parallel": (1, 100_000),
     "look_every": (0, 2**31),
+    "prune_every": (1, 1_000_000),
     "seed": (0, 2**31),
     "seeds": (1, 1001),
 }
@@ -33,9 +34,13 @@ NUMBERS = {
     "warmup_epochs": (0, 1000),
     "checkpoint_every": (0, 1e6),
 }
-ABOVE = {"learning_rate": (0, 100), "mask_learning_rate": (0, 1000)}
+ABOVE = {
+    "learning_rate": (0, 100),
+    "mask_learning_rate": (0, 1000),
+    "drop_fraction": (0, 1),
+}
 PARTS = ("freeze_at", "schedule_end")  # of the training: (0, 1], below
-OTHERS = {*PARTS, "image_size"}  # [0, 4096], below
+OTHERS = {*PARTS, "schedule_begin", "image_size"}  # [0, 4096], below
 
 TINIEST, BELOW_ONE = math.ulp(0.0), math.nextafter(1.0, 0.0)
 
@@ -308,3 +313,14 @@ def test_estimator_without_a_parameter_is_refused_one_in_words(text):
 def test_estimator_that_is_no_text_is_refused_by_name(value):
     with pytest.raises(ValueError, match=r"^ste must be"):
         make(ste=value)
+
+
+@pytest.mark.parametrize("begin", [-0.1, 1.0, math.nan])
+def test_schedule_begins_within_the_training(begin):
+    refused("schedule_begin", begin, "a number in [0, 1)")
+
+
+def test_schedule_begins_before_it_ends():
+    assert make(schedule_begin=0.5, schedule_end=0.6).schedule_begin == 0.5
+    with pytest.raises(ValueError, match=r"schedule_begin must be less .* got 0.6$"):
+        make(schedule_begin=0.6, schedule_end=0.6)

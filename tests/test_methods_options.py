@@ -11,7 +11,8 @@ from flax.traverse_util import unflatten_dict
 from tiny import by_path, config, dataset, register
 
 import scl_jax
-from experiments.methods import METHODS, dense, scl, weights_optimizer
+from experiments.method import weights_optimizer
+from experiments.methods import METHODS, dense, scl
 from experiments.network import make_network
 from experiments.train import train
 
