@@ -140,8 +140,8 @@ def _bench(bench: dict[str, Any]) -> str:
         )
     versions, first = bench["versions"], bench["steps"][0]
     return (
-        f"**What a training step costs.** {first['compute']}, {versions['device']}, jax "
-        f"{versions['jax']}, median of {first['repeats']} repeats; "
+        f"**What a training step costs.** {first['compute']}, {versions['device']}, "
+        f"jax {versions['jax']}, median of {first['repeats']} repeats; "
         f"`make bench`\n\n{as_markdown(cells)}"
     )
 

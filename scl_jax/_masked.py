@@ -2,7 +2,7 @@
 
 import numbers
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,8 @@ from scl_jax._select import Rule, kernels, selected
 from scl_jax._step import STE, checked_ste, identity, unit_step
 
 Initial = float | Callable[[str, jax.Array], jax.Array]
+
+_ADVICE = "train a model with apply_masks(masked), evaluate it with fold_masks(masked)"
 
 
 class MaskedParams(NamedTuple):
@@ -26,6 +28,16 @@ class MaskedParams(NamedTuple):
 
     weights: PyTree
     masks: PyTree
+
+    if not TYPE_CHECKING:  # which find misspelt names only without it
+        # A model that is handed this takes it for a dict.
+        def __getattr__(self, name):
+            raise AttributeError(f"MaskedParams has no attribute {name!r}; {_ADVICE}")
+
+        def __getitem__(self, key):
+            if isinstance(key, str):
+                raise TypeError(f"MaskedParams has no entry {key!r}; {_ADVICE}")
+            return tuple.__getitem__(self, key)
 
 
 def mask_params(
@@ -119,6 +131,10 @@ def _start_values(
 
 def apply_masks(masked: MaskedParams, *, ste: STE = identity) -> PyTree:
     """Return W * H(S), the parameters a model is called with in training.
+
+    Call it inside the loss, of which the gradient is taken with respect to `masked`:
+    a model that is given `masked` itself fails (Flax: "Each collection should be a
+    dictionary"), and behind `fold_masks` no mask would ever move.
 
     Args:
       masked: what `mask_params` made.

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from experiments.recipes.around.scl import end_on_average
 from scl_jax import (
     MaskedParams,
     add_connection_penalty,
@@ -197,6 +198,24 @@ def test_average_of_updates_inside_the_weights_optimizer_leaves_masks_alone():
     # Wrong: of each update a tenth comes at once, and nine tenths of that a step later.
     wrong = S + 0.1 * u[0] + (0.09 * u[0] + 0.1 * u[1])
     assert close(run(around, [first, second]).masks["kernel"], wrong)
+
+
+def test_recipe_ends_on_the_exponential_average_of_the_weights_alone():
+    gradients = [gradient(seed) for seed in (2, 3, 4)]
+    masks_tx = optax.chain(normalize_by_feature(), optax.sgd(0.1))
+    tx = partition(optax.chain(optax.sgd(0.1), end_on_average(0.25)), masks_tx)
+    params: Any = masked()
+    state = tx.init(params)
+    weights = average = W
+    for i, g in enumerate(gradients):
+        updates, state = tx.update(g, state, params, last=i == 2)
+        params = optax.apply_updates(params, updates)
+        weights = weights - 0.1 * g.weights["kernel"]
+        average = 0.75 * average + 0.25 * weights
+        expected = average if i == 2 else weights
+        assert close(params.weights["kernel"], expected)
+    moves = sum(normalized(g.masks["kernel"]) for g in gradients)
+    assert close(params.masks["kernel"], S - 0.1 * moves)
 
 
 # The penalty in the optimizer

@@ -93,7 +93,7 @@ def test_numbers_end_below_their_upper_bound(field):
 @pytest.mark.parametrize("field", ABOVE)
 def test_rates_begin_above_zero(field):
     low, high = ABOVE[field]
-    for value in (TINIEST, 1, math.nextafter(high, low)):
+    for value in (TINIEST, 0.5, math.nextafter(high, low)):
         assert getattr(make(**{field: value}), field) == value
     for value in (0, 0.0, -TINIEST, high, math.nan, math.inf, -math.inf):
         refused(field, value, f"a number in ({low}, {high})")

@@ -86,6 +86,18 @@ def test_masked_params_without_apply_masks_are_refused_by_flax():
             model.apply({"params": masked_params()}, x)  # pyright: ignore
 
 
+def test_masked_params_taken_for_a_dict_say_what_to_call():
+    masked, x = masked_params(), jnp.ones((1, 2))
+    advice = r"apply_masks\(masked\), evaluate it with fold_masks"
+    with pytest.raises(AttributeError, match=f"no attribute 'items'; .*{advice}"):
+        nn.Dense(3).apply(masked, x)  # pyright: ignore
+    with pytest.raises(TypeError, match=f"no entry 'kernel'; .*{advice}"):
+        _ = x @ masked["kernel"]  # pyright: ignore
+    weights, masks = masked  # as the tuple that it is
+    assert masked[0] is weights
+    assert masked[1:] == (masks,)
+
+
 def test_split_of_masked_params_is_refused():
     with pytest.raises(TypeError, match="kernel_mask beside each kernel; got Masked"):
         scl_jax.linen.split(masked_params())
