@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 import scl_jax
+from experiments.baselines import magnitude, rigl, str_
 from experiments.config import Config, parse_ste
 from experiments.method import Method, weights_optimizer
 from experiments.models import MODELS
@@ -93,4 +94,12 @@ def masks_optimizer(
     return optax.chain(*transforms)
 
 
-METHODS: dict[str, Callable[[Config, int], Method]] = {"dense": dense, "scl": scl}
+METHODS: dict[str, Callable[[Config, int], Method]] = {
+    "dense": dense,
+    "scl": scl,
+    "gmp": magnitude.gmp,
+    "gmp_uniform": magnitude.gmp_uniform,
+    "magnitude_ste": magnitude.magnitude_ste,
+    "rigl": rigl.rigl,
+    "str": str_.str_,
+}

@@ -1,0 +1,1 @@
+"""The methods that SCL is compared with, one a file."""
