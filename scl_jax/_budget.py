@@ -71,9 +71,11 @@ def meet_budget(
 
     `masks_tx` then normalizes the sum, so that the penalty is the coupled one; do not
     add another to the loss. It is found anew 64 times while the budget falls, or every
-    50 steps if that is more often. The last step before `freeze_step` moves no mask
-    variable, but ranks them, all layers together, and cuts the connections to the
-    budget exactly; from there on the masks rest, and the weights train on.
+    50 steps if that is more often, and stays within limits that are multiples of the
+    mean gradient of the largest leaf: where that one has none, nothing is pruned before
+    the cut. The last step before `freeze_step` moves no mask variable, but ranks them,
+    all layers together, and cuts the connections to the budget exactly; from there on
+    the masks rest, and the weights train on.
 
     Args:
       masks_tx: the optimizer of the mask variables, as it is without a budget:
