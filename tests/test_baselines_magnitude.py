@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from pruning import END, EVERY, FREEZE, STEPS, config, sparsity_by_hand
 from tiny import by_path, dataset, host, parts, register
-from tiny import config as tiny_config
 
 import scl_jax
 from experiments.baselines.magnitude import (
@@ -17,7 +17,6 @@ from experiments.baselines.magnitude import (
     gmp_uniform,
     magnitude_ste,
 )
-from experiments.baselines.schedule import due, sparsity_at
 from experiments.methods import METHODS
 from experiments.outcome import make_report
 from experiments.train import train
@@ -25,9 +24,6 @@ from experiments.train import train
 WAYS = {"gmp": gmp, "gmp_uniform": gmp_uniform, "magnitude_ste": magnitude_ste}
 SHAPES = {"Dense_0": (7, 9), "Dense_1": (9, 5)}
 TOTAL = 7 * 9 + 9 * 5
-STEPS = 40
-BEGIN, END, FREEZE = 4, 28, 32
-EVERY = 5
 DUE = (9, 14, 19, 24, END)
 each_way = pytest.mark.parametrize("name", sorted(WAYS))
 
@@ -37,25 +33,6 @@ def _known_methods(monkeypatch):
     register(monkeypatch)
     for name, way in WAYS.items():
         monkeypatch.setitem(METHODS, name, way)
-
-
-def config(**changes):
-    """Return a config whose fractions of STEPS are BEGIN, END and FREEZE."""
-    defaults = {
-        "sparsity": 0.85,
-        "schedule_begin": BEGIN / STEPS,
-        "schedule_end": END / STEPS,
-        "freeze_at": FREEZE / STEPS,
-        "prune_every": EVERY,
-    }
-    return tiny_config(**{**defaults, **changes})
-
-
-def sparsity_by_hand(taken, final=0.85, begin=BEGIN, end=END):
-    """Return equation 1 of Zhu & Gupta, from 0, in double precision."""
-    if taken <= begin:
-        return 0.0
-    return final - final * (1 - (min(taken, end) - begin) / (end - begin)) ** 3
 
 
 def connections_by_hand(taken, total, **schedule):
@@ -141,51 +118,6 @@ def ranked(history, name):
     if name == "gmp_uniform":
         return pairs
     return [tuple(np.concatenate(both, 1) for both in zip(*pairs, strict=True))]
-
-
-@pytest.mark.parametrize(
-    ("begin", "end"),
-    [(0, 28), (4, 28), (12, 13), (0, 40)],
-    ids=["from the start", "later", "at once", "to the last step"],
-)
-def test_sparsity_is_that_of_the_cubic_schedule(begin, end):
-    settings = config(
-        schedule_begin=begin / STEPS, schedule_end=end / STEPS, freeze_at=1.0
-    )
-    at = jax.jit(sparsity_at(settings, STEPS))
-    found = [float(at(jnp.int32(taken))) for taken in range(1, STEPS + 1)]
-    expected = [
-        sparsity_by_hand(taken, begin=begin, end=end) for taken in range(1, STEPS + 1)
-    ]
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
-    assert found[end - 1 :] == [np.float32(0.85)] * (STEPS + 1 - end)
-    assert found[:begin] == [0] * begin
-
-
-@pytest.mark.parametrize(
-    ("every", "expected"),
-    [
-        (5, [9, 14, 19, 24, 28]),
-        (8, [12, 20, 28]),  # the end is due by both rules, once
-        (1, list(range(5, 29))),
-        (24, [28]),
-        (100, [28]),
-    ],
-)
-def test_masks_are_due_at_intervals_and_at_the_end(every, expected):
-    is_due = due(config(prune_every=every), STEPS)
-    found = jax.jit(jax.vmap(is_due))(jnp.arange(STEPS + 1))
-    assert np.flatnonzero(found).tolist() == expected
-    assert is_due(jnp.int32(3)).shape == ()
-
-
-@pytest.mark.parametrize(("steps", "end"), [(1, 1), (10, 2)])
-def test_schedule_that_rounds_to_nothing_has_a_step(steps, end):
-    settings = config(schedule_begin=0.2, schedule_end=0.21, freeze_at=0.3)
-    at, is_due = sparsity_at(settings, steps), due(settings, steps)
-    found = [float(at(jnp.int32(taken))) for taken in (end - 1, end)]
-    assert found == [0, np.float32(0.85)]
-    assert [bool(is_due(jnp.int32(taken))) for taken in (end - 1, end)] == [0, 1]
 
 
 @pytest.mark.parametrize("every", [EVERY, 100])
