@@ -120,6 +120,12 @@ def _long(config: Config) -> Config:
     return dataclasses.replace(config, epochs=1000)
 
 
+def _without_path(argv: Sequence[str]) -> str:
+    """Return the command's arguments but the file that they are written to."""
+    pairs = zip(["", *argv], argv, strict=False)
+    return " ".join(word for last, word in pairs if "--json" not in (last, word))
+
+
 def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
@@ -189,7 +195,7 @@ def main(argv: Sequence[str]) -> int:
     )
     if arguments.json:
         content = {"steps": rows, "dispatch": host, "import_seconds": imports}
-        content |= {"versions": about}
+        content |= {"versions": about, "arguments": _without_path(argv)}
         arguments.json.write_text(json.dumps(content, indent=2) + "\n")
     return 0
 

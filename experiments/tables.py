@@ -25,7 +25,9 @@ def render(folder: Path = RESULTS) -> str:
     zoo = folder / "zoo.json"
     if zoo.exists():
         parts.append(_zoo(json.loads(zoo.read_text())))
-    benches = [json.loads(path.read_text()) for path in sorted(folder.glob("bench*"))]
+    benches = [
+        json.loads(path.read_text()) for path in sorted(folder.glob("bench*.json"))
+    ]
     return "\n\n".join([*parts, *map(_bench, benches)])
 
 
@@ -139,10 +141,12 @@ def _bench(bench: dict[str, Any]) -> str:
             ]
         )
     versions, first = bench["versions"], bench["steps"][0]
+    arguments = bench.get("arguments")  # not there in files of before they were kept
+    command = f'make bench ARGS="{arguments}"' if arguments else "make bench"
     return (
         f"**What a training step costs.** {first['compute']}, {versions['device']}, "
         f"jax {versions['jax']}, median of {first['repeats']} repeats; "
-        f"`make bench`\n\n{as_markdown(cells)}"
+        f"`{command}`\n\n{as_markdown(cells)}"
     )
 
 

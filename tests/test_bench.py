@@ -119,6 +119,7 @@ def test_numbers_are_printed_and_written(linear, monkeypatch, tmp_path, capsys):
     content = json.loads(path.read_text())
     assert content["import_seconds"] == imports
     assert content["versions"]["jax"]
+    assert content["arguments"] == "--repeats 3 --steps 2"
     assert [(row["network"], row["batch"]) for row in content["steps"]] == [
         ("lenet300", 128),
         ("lenet300", 64),
