@@ -2,6 +2,7 @@
 
 python -m experiments.bench --repeats 9 --json bench.json
 python -m experiments.bench --experiments imagenet_resnet50 --steps 20
+python -m experiments.bench --experiments fashion_mnist_resnet20 --methods gmp rigl
 
 SCL is timed with a fixed penalty and with a budget to meet. All are compiled first and
 timed in turns, so that whatever else the machine does falls on all. Printed are medians
@@ -62,7 +63,9 @@ def epoch_timer(config: Config, method: str, split: Split) -> Callable[[], float
     return epoch
 
 
-def compare(config: Config, steps: int, repeats: int) -> dict[str, Any]:
+def compare(
+    config: Config, steps: int, repeats: int, methods: Sequence[str] = ()
+) -> dict[str, Any]:
     """Time epochs of `steps` steps on random images; return a row of the table."""
     random = np.random.default_rng(0)
     examples = steps * config.batch_size
@@ -77,12 +80,19 @@ def compare(config: Config, steps: int, repeats: int) -> dict[str, Any]:
         epoch_timer(fixed, "dense", split),
         epoch_timer(fixed, "scl", split),
         epoch_timer(budget, "scl", split),
+        *(epoch_timer(budget, method, split) for method in methods),
     )
     times = [[timer() for timer in timers] for _ in range(repeats)]
-    dense, scl, met = (
+    dense, scl, met, *_ = (
         1e6 * statistics.median(column) / steps for column in zip(*times, strict=True)
     )
-    ratios = sorted(s / d for d, s, _ in times)
+    ratios = sorted(row[1] / row[0] for row in times)
+    _, _, met_ratio, *others = (
+        statistics.median(
+            time / row[0] for time, row in zip(column, times, strict=True)
+        )
+        for column in zip(*times, strict=True)
+    )
     params, _ = make_network(config).init(jax.random.key(0))
     weights = sum(layer.size for layer in kernel_counts(params).values())
     return {
@@ -94,7 +104,8 @@ def compare(config: Config, steps: int, repeats: int) -> dict[str, Any]:
         "budget_us": met,
         "ratio": statistics.median(ratios),
         "ratio_spread": [ratios[0], ratios[-1]],
-        "budget_ratio": statistics.median(m / d for d, _, m in times),
+        "budget_ratio": met_ratio,
+        "other_ratios": dict(zip(methods, others, strict=True)),
         "floor_bytes": BYTES_PER_WEIGHT * weights,
         "repeats": repeats,
     }
@@ -146,6 +157,9 @@ def main(argv: Sequence[str]) -> int:
         "--experiments", nargs="+", choices=configs.names(), help="LeNets if left out"
     )
     parser.add_argument("--batch", type=_positive, help="with --experiments")
+    parser.add_argument(
+        "--methods", nargs="+", choices=METHODS, default=[], help="timed, too"
+    )
     parser.add_argument("--json", type=Path, help="also write the numbers here")
     arguments = parser.parse_args(argv)
 
@@ -162,11 +176,14 @@ def main(argv: Sequence[str]) -> int:
         lenet5 = dataclasses.replace(lenet300, model="lenet5", learning_rate=0.01)
         settings = [(config, arguments.steps) for config in (lenet300, batch_64)]
         settings.append((lenet5, max(1, arguments.steps // 10)))
-    rows = [compare(config, steps, arguments.repeats) for config, steps in settings]
+    rows = [
+        compare(config, steps, arguments.repeats, arguments.methods)
+        for config, steps in settings
+    ]
 
     imports = import_seconds(min(5, arguments.repeats))
     header = ["network", "batch", "compute", "dense", "SCL", "SCL / dense", "spread"]
-    header += ["to a budget", "floor"]
+    header += ["to a budget", "floor", *arguments.methods]
     cells = [
         [
             row["network"],
@@ -178,6 +195,7 @@ def main(argv: Sequence[str]) -> int:
             "{:.3f}-{:.3f}".format(*row["ratio_spread"]),
             f"{row['budget_ratio']:.3f}",
             f"{row['floor_bytes'] / 1e6:.1f} MB",
+            *(f"{ratio:.3f}" for ratio in row["other_ratios"].values()),
         ]
         for row in rows
     ]

@@ -13,15 +13,20 @@ import itertools
 import json
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.config import Config, identity
-from experiments.data import Dataset
+from experiments.data import Dataset, load
 from experiments.outcome import make_report, make_result
 from experiments.record import replace_text, versions
 from experiments.train import train
+
+RESULTS = Path(__file__).parent / "results"
+SCRATCH = Path("runs") / "studies"
+
+Settings = dict[str, Any]  # fields of a config that are changed
 
 # What a key says of its run, so that the runs of a book may differ in it.
 CHOSEN = ("penalty", "sparsity", "costs", "weigh", "learning_rate", "pixels")
@@ -37,15 +42,21 @@ class Task(NamedTuple):
     method: str
     config: Config
     seeds: Sequence[int]
+    settings: Settings | None = None  # that tell it from others; None: those of CHOSEN
 
     def keys(self) -> dict[int, str]:
         """Return the key of each seed's run."""
+        if self.settings is not None:
+            return self._keys(self.settings)
         config = self.config
         asked = self.budget() or {"penalty": self.penalty()}
         if self.penalty() is not None and config.costs != "connections":
             asked |= {"costs": config.costs, "weigh": config.weigh}
         asked |= {"learning_rate": config.learning_rate, "pixels": config.pixels}
-        words = [f"{k}={v}" for k, v in asked.items() if v is not None]
+        return self._keys(asked)
+
+    def _keys(self, settings: Settings) -> dict[int, str]:
+        words = [f"{k}={v}" for k, v in settings.items() if v is not None]
         return {
             seed: " ".join([self.stage, self.method, *words, f"seed={seed}"])
             for seed in self.seeds
@@ -77,8 +88,12 @@ class Book:
         self.content: dict[str, Any] = {"runs": {}}
         self._read()
 
-    def open(self, config: Config) -> None:
+    def open(self, config: Config, chosen: Collection[str] = CHOSEN) -> None:
         """Note the settings; refuse to mix runs of different ones.
+
+        Args:
+          config: the settings.
+          chosen: fields in which runs may differ: the keys say them.
 
         Raises:
           ValueError: if the file has runs of another config.
@@ -91,7 +106,7 @@ class Book:
             differing = [
                 name
                 for name, value in settings.items()
-                if name not in CHOSEN and noted.get(name, defaults[name]) != value
+                if name not in chosen and noted.get(name, defaults[name]) != value
             ]
             if differing:
                 raise ValueError(
@@ -116,6 +131,10 @@ class Book:
             if keys <= self.content["runs"].keys():
                 return
             time.sleep(WAIT)
+
+    def has(self, task: Task) -> bool:
+        """Tell whether all runs of a task were done when the file was last read."""
+        return set(task.keys().values()) <= self.content["runs"].keys()
 
     def records(self, task: Task) -> list[dict[str, Any]]:
         """Return the records of a task that is done, a seed each."""
@@ -160,6 +179,7 @@ class Book:
                     "budget": task.budget(),
                     "learning_rate": task.config.learning_rate,
                     "pixels": task.config.pixels,
+                    **({"settings": task.settings} if task.settings else {}),
                     "epoch_seconds": [round(m.seconds, 4) for m in trained.history],
                 }
                 if task.stage == "test":
@@ -200,6 +220,15 @@ class Book:
                 yield False
             else:
                 yield True
+
+
+def examples(config: Config, data_dir: str | None) -> Dataset:
+    """Return the examples of an experiment, or streams of them."""
+    if config.dataset == "imagenet2012":
+        from experiments.imagenet import open_streams  # importing it takes seconds
+
+        return open_streams(config, data_dir)
+    return load(config.dataset, validation=config.validation, data_dir=data_dir)
 
 
 def _short(text: str) -> str:

@@ -8,6 +8,7 @@ import optax
 
 import scl_jax
 from experiments.config import Config
+from scl_jax._paths import leaf_path
 
 PyTree = Any
 
@@ -37,10 +38,7 @@ def weights_optimizer(config: Config, steps: int) -> optax.GradientTransformatio
 
     def kernels(params):
         return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: scl_jax.kernels(
-                jax.tree_util.keystr(path, simple=True, separator="/"), leaf
-            ),
-            params,
+            lambda path, leaf: scl_jax.kernels(leaf_path(path), leaf), params
         )
 
     # One step at least is left for the decay.

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 import scl_jax
-from experiments.baselines import magnitude, rigl, str_
+from experiments.baselines import autoprune, dst, magnitude, rigl, st3, str_
 from experiments.config import Config, parse_ste
 from experiments.method import Method, weights_optimizer
 from experiments.models import MODELS
@@ -101,5 +101,8 @@ METHODS: dict[str, Callable[[Config, int], Method]] = {
     "gmp_uniform": magnitude.gmp_uniform,
     "magnitude_ste": magnitude.magnitude_ste,
     "rigl": rigl.rigl,
+    "st3": st3.st3,
     "str": str_.str_,
+    "dst": dst.dst,
+    "autoprune": autoprune.autoprune,
 }

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from experiments import configs
-from experiments.book import Book, Task
+from experiments.book import Book, Task, examples
 from experiments.config import Config
 from experiments.jobs import add_jobs, share
 from experiments.outcome import as_markdown, as_text
-from experiments.study import examples, summarize
+from experiments.study import summarize
 from experiments.tables import study_cells
 from experiments.tradeoff import draw_tradeoff
 from experiments.train import config_seeds

@@ -5,6 +5,8 @@ python -m experiments.study mnist5k_lenet300
 Every run is written to experiments/results/NAME.json as soon as it is done, and a run
 that is killed goes on from its last checkpoint when the study is started again. With
 `--jobs 8`, eight processes share the runs, and one accelerator if there is one.
+
+With `--compare`, other methods are put beside SCL: see experiments/comparison.py.
 """
 
 import argparse
@@ -16,17 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from experiments import configs
-from experiments.book import Book, Task
+from experiments.book import RESULTS, SCRATCH, Book, Settings, Task, examples
+from experiments.comparison import ComparisonError, run_comparison
 from experiments.config import Config, Study
-from experiments.data import Dataset, load
+from experiments.data import Dataset
 from experiments.jobs import add_jobs, share
 from experiments.outcome import mean_std
 from experiments.train import config_seeds
-
-RESULTS = Path(__file__).parent / "results"
-SCRATCH = Path("runs") / "studies"
-
-Settings = dict[str, Any]  # fields of a config that are changed
 
 
 def run_study(
@@ -74,15 +72,6 @@ def run_study(
             summarize(task.method, target, book.records(task)) for target, task in tasks
         ]
     )
-
-
-def examples(config: Config, data_dir: str | None) -> Dataset:
-    """Return the examples of an experiment, or streams of them."""
-    if config.dataset == "imagenet2012":
-        from experiments.imagenet import open_streams  # importing it takes seconds
-
-        return open_streams(config, data_dir)
-    return load(config.dataset, validation=config.validation, data_dir=data_dir)
 
 
 def _choose(
@@ -184,11 +173,31 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("name", choices=configs.names())
     parser.add_argument("--data-dir", help="folder of prepared TFDS data sets")
+    parser.add_argument(
+        "--compare", action="store_true", help="other methods beside SCL"
+    )
+    parser.add_argument("--methods", nargs="+", help="with --compare: only these")
+    parser.add_argument(
+        "--targets", nargs="+", type=float, help="with --compare: only these sparsities"
+    )
     add_jobs(parser)
     arguments = parser.parse_args(argv)
+    if (arguments.methods or arguments.targets) and not arguments.compare:
+        parser.error("--methods and --targets are parts of a comparison: --compare")
     if arguments.jobs > 1:
         return share("experiments.study", argv, arguments.jobs)
-    run_study(arguments.name, data_dir=arguments.data_dir)
+    if not arguments.compare:
+        run_study(arguments.name, data_dir=arguments.data_dir)
+        return 0
+    try:
+        run_comparison(
+            arguments.name,
+            methods=arguments.methods,
+            targets=arguments.targets,
+            data_dir=arguments.data_dir,
+        )
+    except ComparisonError as error:
+        parser.error(str(error))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Write the README's results from the committed files in experiments/results.
+"""Write the results into the pages, from the committed files in experiments/results.
 
 python -m experiments.tables
 """
@@ -9,19 +9,25 @@ from pathlib import Path
 from typing import Any
 
 from experiments import configs
+from experiments.book import RESULTS
 from experiments.models import MODELS
 from experiments.outcome import as_markdown
-from experiments.study import RESULTS
+from experiments.side_by_side import (
+    comparison_cells,
+    comparison_tables,
+    draw_comparison,
+)
 from experiments.tradeoff import draw_tradeoff
 
 README = Path(__file__).parent.parent / "README.md"
-_START, _END = "<!-- results -->", "<!-- /results -->"
+PAGE = Path(__file__).parent / "README.md"  # where comparisons are shown in full
 
 
 def render(folder: Path = RESULTS) -> str:
     """Return the results in Markdown: a table for each finished study, the costs."""
     books = [json.loads(path.read_text()) for path in _studies(folder)]
     parts = [_study(book) for book in books if "summary" in book]
+    parts += [_comparison(book, accuracy_alone=True) for book in _comparisons(folder)]
     zoo = folder / "zoo.json"
     if zoo.exists():
         parts.append(_zoo(json.loads(zoo.read_text())))
@@ -31,15 +37,28 @@ def render(folder: Path = RESULTS) -> str:
     return "\n\n".join([*parts, *map(_bench, benches)])
 
 
-def between_markers(text: str) -> str:
-    """Return what the README has between its markers.
+def render_comparisons(folder: Path = RESULTS) -> str:
+    """Return all tables of each comparison, as far as it has been run."""
+    return "\n\n".join(map(_comparison, _comparisons(folder)))
+
+
+def between_markers(text: str, name: str = "results") -> str:
+    """Return what a page has between two markers.
 
     Raises:
       ValueError: if it has not both markers.
     """
-    if _START not in text or _END not in text:
-        raise ValueError(f"README.md must contain {_START} and {_END}")
-    return text.partition(_START)[2].partition(_END)[0].strip()
+    return _parts(text, name)[1].strip()
+
+
+def _parts(text: str, name: str) -> tuple[str, str, str]:
+    """Return what is before, between and behind two markers."""
+    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    head, found, rest = text.partition(start)
+    inside, ended, tail = rest.partition(end)
+    if not (found and ended):
+        raise ValueError(f"the page must contain {start} and {end}")
+    return head, inside, tail
 
 
 def has_layers(book: dict[str, Any]) -> bool:
@@ -51,6 +70,13 @@ def has_layers(book: dict[str, Any]) -> bool:
 def _studies(folder: Path) -> list[Path]:
     paths = [folder / f"{name}.json" for name in configs.names()]
     return [path for path in paths if path.exists()]
+
+
+def _comparisons(folder: Path) -> list[dict[str, Any]]:
+    """Return the comparisons of which something has been run."""
+    paths = [folder / f"compare_{name}.json" for name in configs.names()]
+    books = [json.loads(path.read_text()) for path in paths if path.exists()]
+    return [book for book in books if book.get("summary")]
 
 
 def study_cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
@@ -99,6 +125,25 @@ def _asked(row: dict[str, Any]) -> str:
         alike = "" if budget["weigh"] else ", penalized alike"
         return f"{budget['sparsity']:g} pruned{of}{alike}"
     return "" if row["penalty"] is None else f"penalty {row['penalty']:g}"
+
+
+def _comparison(book: dict[str, Any], *, accuracy_alone: bool = False) -> str:
+    config, versions, name = book["config"], book["versions"], book["name"]
+    cells = comparison_cells(book["summary"], "accuracy")
+    seeds = max(len(row["seeds"]) for row in book["summary"])
+    if accuracy_alone:
+        figure = f"[figure](experiments/results/compare_{name}.png)"
+        tables = f"Test accuracy in % at each sparsity; {figure}.\n\n"
+        tables += as_markdown(cells)
+    else:
+        tables = f"![accuracy](results/compare_{name}.png)\n\n"
+        tables += comparison_tables(book)
+    return (
+        f"**{configs.summary(name).rstrip('.')}, methods side by side.** "
+        f"{config['epochs']} epochs, {seeds} seeds, {versions['device']}, jax "
+        f"{versions['jax']}; `python -m experiments.study {name} --compare`\n\n"
+        f"{tables}"
+    )
 
 
 def _zoo(zoo: dict[str, Any]) -> str:
@@ -151,16 +196,21 @@ def _bench(bench: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Put the results into the README, and draw their figures."""
+    """Put the results into the two pages, and draw their figures."""
     for path in _studies(RESULTS):
         book = json.loads(path.read_text())
         if "summary" in book and has_layers(book):
             draw_tradeoff(book, path.with_suffix(".png"))
-    text = README.read_text()
-    between_markers(text)
-    head, _, rest = text.partition(_START)
-    tail = rest.partition(_END)[2]
-    README.write_text(f"{head}{_START}\n\n{render()}\n\n{_END}{tail}")
+    for book in _comparisons(RESULTS):
+        draw_comparison(book, RESULTS / f"compare_{book['name']}.png")
+    _put(README, "results", render())
+    _put(PAGE, "comparisons", render_comparisons())
+
+
+def _put(page: Path, name: str, content: str) -> None:
+    """Put content between the markers of a page."""
+    head, _, tail = _parts(page.read_text(), name)
+    page.write_text(f"{head}<!-- {name} -->\n\n{content}\n\n<!-- /{name} -->{tail}")
 
 
 if __name__ == "__main__":

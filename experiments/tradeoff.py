@@ -72,7 +72,7 @@ def _figure(book: dict[str, Any]) -> Figure:
             )
             x, dx, y, dy = zip(*points, strict=True)
             axes.errorbar(x, y, dy, dx, capsize=4, label=kind, **look)
-        _log_fractions(axes)
+        log_fractions(axes)
         axes.set(xlabel=f"fraction of {name} remaining", ylabel="test accuracy (%)")
         axes.legend(fontsize="small")
     axes = figure.add_subplot(grid[:, 1])
@@ -89,7 +89,7 @@ def _figure(book: dict[str, Any]) -> Figure:
         axes.plot(
             kept.mean(axis=0)[order], names, "o-", color=colour, label=f"{total:.3f}"
         )
-    _log_fractions(axes)
+    log_fractions(axes)
     axes.invert_yaxis()
     axes.set(xlabel="fraction of weights remaining per kernel")
     of = f"{next(iter(kinds))}\n" if len(kinds) > 1 else ""
@@ -111,7 +111,7 @@ def _kind(row: dict[str, Any]) -> str:
     return f"SCL to a budget of MACs, {penalized} penalized"
 
 
-def _log_fractions(axes: Any) -> None:
+def log_fractions(axes: Any) -> None:
     """Scale the x axis by logarithms, and write 0.02 instead of 2 x 10^-2."""
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -17,11 +17,11 @@ from typing import Any
 
 import jax
 
+from experiments.book import RESULTS
 from experiments.config import Config
 from experiments.data import Dataset, Split, load
 from experiments.models import MODELS, LanguageModel
 from experiments.record import replace_text, versions
-from experiments.study import RESULTS
 from experiments.train import train
 
 REMAINING = (0.5, 0.1, 0.02, 0.005)  # fractions of the connections

@@ -68,7 +68,7 @@ def replace(setting):
     setting(MODELS, "lenet300", Linear)
     setting(vars(configs), "load_config", lambda name: CONFIG)
     setting(vars(configs), "load_study", lambda name: STUDY)
-    setting(vars(study), "load", load)
+    setting(vars(book), "load", load)
     setting(vars(book), "WAIT", 0.1)
 
 

@@ -34,12 +34,13 @@ def test_row_holds_medians_and_the_spread_of_the_ratios(linear, monkeypatch):
         "dense": [1.0, 2.0, 4.0],
         "scl": [2.0, 2.0, 6.0],
         "budget": [3.0, 4.0, 16.0],
+        "gmp": [1.5, 2.5, 8.0],
     }
     turns = []
 
     def timer(config, method, split):
         assert split.inputs.shape == (5 * 4, 28, 28, 1)
-        name = "budget" if config.sparsity else method
+        name = "budget" if config.sparsity and method == "scl" else method
         times = iter(seconds[name])
 
         def epoch():
@@ -49,8 +50,8 @@ def test_row_holds_medians_and_the_spread_of_the_ratios(linear, monkeypatch):
         return epoch
 
     monkeypatch.setattr(bench, "epoch_timer", timer)
-    row = bench.compare(CONFIG, steps=5, repeats=3)
-    assert turns == ["dense", "scl", "budget"] * 3
+    row = bench.compare(CONFIG, steps=5, repeats=3, methods=["gmp"])
+    assert turns == ["dense", "scl", "budget", "gmp"] * 3
     assert row["dense_us"] == pytest.approx(2e6 / 5)
     assert row["scl_us"] == pytest.approx(2e6 / 5)
     # 2, 1 and 1.5: the median of the ratios, not the ratio of the medians.
@@ -58,6 +59,7 @@ def test_row_holds_medians_and_the_spread_of_the_ratios(linear, monkeypatch):
     assert row["ratio_spread"] == [1.0, 2.0]
     assert row["budget_us"] == pytest.approx(4e6 / 5)
     assert row["budget_ratio"] == 3.0
+    assert row["other_ratios"] == {"gmp": 1.5}
     assert (row["network"], row["batch"], row["repeats"]) == ("lenet300", 4, 3)
     assert row["floor_bytes"] == 36 * 7840
 
@@ -104,11 +106,13 @@ def test_experiments_are_timed_with_their_own_settings(linear, tmp_path, monkeyp
     path = tmp_path / "bench.json"
     short = ["--repeats", "1", "--steps", "2", "--json", str(path)]
     chosen = ["--experiments", "mnist5k_lenet300", "fashion_mnist_lenet5"]
-    for options, batches in (([], [64, 128]), (["--batch", "8"], [8, 8])):
+    more = ["--batch", "8", "--methods", "gmp", "str"]
+    for options, batches in (([], [64, 128]), (more, [8, 8])):
         assert bench.main([*short, *chosen, *options]) == 0
         rows = json.loads(path.read_text())["steps"]
         assert [row["network"] for row in rows] == ["lenet300", "lenet5"]
         assert [row["batch"] for row in rows] == batches
+        assert all(set(r["other_ratios"]) == set(options[3:]) for r in rows)
 
 
 def test_numbers_are_printed_and_written(linear, monkeypatch, tmp_path, capsys):

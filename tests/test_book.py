@@ -10,10 +10,9 @@ from sharing import fill_disk
 
 from experiments import book as books
 from experiments import configs
-from experiments.book import Book, Task
+from experiments.book import RESULTS, Book, Task
 from experiments.config import Config
 from experiments.outcome import Result
-from experiments.study import RESULTS
 
 CONFIG = Config(dataset="mnist5k", model="lenet300", epochs=2, learning_rate=0.1)
 DATA = SimpleNamespace(validation="validation split", test="test split")

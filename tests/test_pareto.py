@@ -165,7 +165,7 @@ def test_folder_with_runs_of_other_settings_is_refused(trials, settings, tmp_pat
 def test_real_trainings_meet_their_budgets(monkeypatch, settings, tmp_path):
     # 294 weights of a convolution, each at 16 places, and 60 of a dense layer.
     register(monkeypatch)
-    monkeypatch.setattr("experiments.study.load", sharing.load)
+    monkeypatch.setattr("experiments.book.load", sharing.load)
     settings.config = dataclasses.replace(
         CONFIG, model="normalized", epochs=1, mask_learning_rate=0.05, seeds=1
     )

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from experiments import configs, main, pareto, study
+from experiments.book import RESULTS
 from experiments.models import MODELS
-from experiments.study import RESULTS
-from experiments.tables import between_markers, render
+from experiments.tables import PAGE, between_markers, render, render_comparisons
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text("utf-8")
@@ -89,6 +89,10 @@ def test_linked_files_exist():
 def test_results_in_readme_come_from_the_committed_files():
     assert render(RESULTS)
     assert between_markers(TEXT) == render(RESULTS)
+
+
+def test_comparisons_in_the_lab_book_come_from_the_committed_files():
+    assert between_markers(PAGE.read_text(), "comparisons") == render_comparisons()
 
 
 def test_studies_that_are_finished_are_shown_and_no_others():

@@ -35,9 +35,9 @@ class Trials:
     def __init__(self, monkeypatch, dense, scl):
         self.dense, self.scl = dense, scl
         self.trained, self.evaluated, self.stop_after = [], [], None
+        self.method = None  # of the training at hand
         self.of_pixels = {}  # pixels -> what they add on validation, on test
-        monkeypatch.setattr(study, "load", self.load)
-        for name in ("train", "make_result", "make_report"):
+        for name in ("load", "train", "make_result", "make_report"):
             monkeypatch.setattr(books, name, getattr(self, name))
 
     def load(self, name, *, validation, data_dir=None):
@@ -49,6 +49,7 @@ class Trials:
             if len(self.trained) == self.stop_after:
                 raise KeyboardInterrupt
             self.trained.append((method, config, len(data.train.labels), seed))
+            self.method = method
             history = [SimpleNamespace(seconds=0.5)] * config.epochs
             sparsity = 0.0 if method == "dense" else self.scl(config)[2]
             yield SimpleNamespace(
@@ -56,7 +57,7 @@ class Trials:
             )
 
     def make_result(self, config, trained, on):
-        tested = on is TEST
+        tested, self.method = on is TEST, trained.method
         self.evaluated.append("test" if tested else "validation")
         found = self.dense(config) if trained.method == "dense" else self.scl(config)
         accuracy = found[tested] + self.of_pixels.get(config.pixels, (0, 0))[tested]

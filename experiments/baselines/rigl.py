@@ -12,6 +12,7 @@ from experiments.baselines.straight_through import straight_through
 from experiments.config import Config
 from experiments.method import Method, weights_optimizer
 from scl_jax import MaskedParams
+from scl_jax._paths import is_none, leaf_path
 
 PyTree = Any
 
@@ -51,7 +52,7 @@ def rigl(config: Config, steps: int) -> Method:
             lambda: _moved(params.masks, params.weights, gradient, fraction),
             lambda: params.masks,
         )
-        stays = jax.tree.map(_stays, params.masks, masks, is_leaf=_is_none)
+        stays = jax.tree.map(_stays, params.masks, masks, is_leaf=is_none)
 
         def rest(x, stay):
             return jnp.where(stay, x, jnp.zeros_like(x))
@@ -126,7 +127,7 @@ def _random_masks(params: PyTree, density: float) -> MaskedParams:
     """Connect weights at random, as many per kernel as `erk` says."""
     kernels = {}
     for key_path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        path = jax.tree_util.keystr(key_path, simple=True, separator="/")
+        path = leaf_path(key_path)
         if scl_jax.kernels(path, leaf):
             kernels[path] = leaf
     counts = erk({path: leaf.shape for path, leaf in kernels.items()}, density)
@@ -160,7 +161,7 @@ def _moved(
         grown = _lowest(jnp.where(left, jnp.inf, -jnp.abs(g)), number)
         return _signs(left | grown, s)
 
-    return jax.tree.map(move, masks, weights, gradient, is_leaf=_is_none)
+    return jax.tree.map(move, masks, weights, gradient, is_leaf=is_none)
 
 
 def _lowest(x: jax.Array, number: int | jax.Array) -> jax.Array:
@@ -178,7 +179,3 @@ def _stays(old: jax.Array | None, new: jax.Array | None) -> jax.Array:
     if old is None or new is None:
         return jnp.array(True)
     return (old >= 0) & (new >= 0)
-
-
-def _is_none(x: Any) -> bool:
-    return x is None

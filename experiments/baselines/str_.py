@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import scl_jax
 from experiments.config import Config
 from experiments.method import Method, weights_optimizer
+from scl_jax._paths import is_none, leaf_path
 
 PyTree = Any
 
@@ -28,8 +29,7 @@ def str_(config: Config, steps: int) -> Method:
 
     def wrap(params):
         def start(key_path, leaf):
-            path = jax.tree_util.keystr(key_path, simple=True, separator="/")
-            if not scl_jax.kernels(path, leaf):
+            if not scl_jax.kernels(leaf_path(key_path), leaf):
                 return None
             # One number, with the axes of a kernel: so the optimizer decays it, too.
             return jnp.full((1,) * leaf.ndim, config.mask_initial, leaf.dtype)
@@ -41,7 +41,7 @@ def str_(config: Config, steps: int) -> Method:
         return jax.tree.map(
             lambda s, weight: weight if s is None else _shrink(weight, s),
             *(trained["thresholds"], trained["weights"]),
-            is_leaf=lambda x: x is None,
+            is_leaf=is_none,
         )
 
     return Method(

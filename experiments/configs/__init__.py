@@ -4,6 +4,7 @@ import importlib
 import pkgutil
 
 from experiments.config import Config, Study
+from experiments.spaces import Comparison
 
 
 def names() -> list[str]:
@@ -19,6 +20,16 @@ def load_config(name: str) -> Config:
 def load_study(name: str) -> Study:
     """Return the study of an experiment by name."""
     return _module(name).STUDY
+
+
+def load_comparison(name: str) -> Comparison | None:
+    """Return the comparison of an experiment by name, if it has one."""
+    return getattr(_module(name), "COMPARISON", None)
+
+
+def compared() -> list[str]:
+    """Return the names of the experiments that have a comparison."""
+    return [name for name in names() if load_comparison(name)]
 
 
 def summary(name: str) -> str:

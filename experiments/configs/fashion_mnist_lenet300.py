@@ -23,6 +23,7 @@ along it. A mask learning rate of 1e-3 instead of 3e-4 is worse at extreme spars
 """
 
 from experiments.config import Config, Study
+from experiments.spaces import Comparison, pruning_spaces
 
 CONFIG = Config(
     dataset="fashion_mnist",
@@ -39,4 +40,9 @@ STUDY = Study(
     learning_rates=(0.03, 0.05, 0.1),
     pixels=("unit", "standardized"),
     seeds=3,
+)
+COMPARISON = Comparison(
+    targets=(0.90, 0.95, 0.98, 0.99, 0.995),
+    spaces=pruning_spaces(learning_rates=(0.05, 0.1), weight_decays=(0.0, 1e-4)),
+    tested=5,
 )

@@ -17,6 +17,7 @@ On the test set: not run as a study.
 """
 
 from experiments.config import Config, Study
+from experiments.spaces import Comparison, pruning_spaces
 
 CONFIG = Config(
     dataset="fashion_mnist",
@@ -32,4 +33,9 @@ STUDY = Study(
     penalties=(3e-6, 5e-6, 1e-5),
     learning_rates=(0.01, 0.03),
     pixels=("unit",),
+)
+COMPARISON = Comparison(
+    targets=(0.90, 0.95, 0.98, 0.99, 0.995),
+    spaces=pruning_spaces(learning_rates=(0.03, 0.1), weight_decays=(0.0, 1e-4)),
+    tested=5,
 )

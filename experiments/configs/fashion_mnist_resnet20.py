@@ -34,6 +34,7 @@ Dense chose its learning rate from 0.05, 0.1 and 0.2 on one seed: 94.3, 94.7 and
 """
 
 from experiments.config import Config, Study
+from experiments.spaces import Comparison, pruning_spaces
 
 CONFIG = Config(
     dataset="fashion_mnist",
@@ -48,3 +49,8 @@ CONFIG = Config(
     seeds=3,
 )
 STUDY = Study(targets=(0.90, 0.95, 0.98), learning_rates=(0.1,))
+COMPARISON = Comparison(
+    targets=(0.90, 0.95, 0.98, 0.99),
+    spaces=pruning_spaces(learning_rates=(0.1,), weight_decays=(2e-4, 5e-4)),
+    tested=3,
+)

@@ -25,8 +25,14 @@ import dataclasses
 
 from experiments.config import Study
 from experiments.configs import fashion_mnist_resnet20
+from experiments.spaces import Comparison, pruning_spaces
 
 CONFIG = dataclasses.replace(
     fashion_mnist_resnet20.CONFIG, model="vgg16", epochs=20, learning_rate=0.05
 )
 STUDY = Study(targets=(0.90, 0.95, 0.98), learning_rates=(0.05,))
+COMPARISON = Comparison(
+    targets=(0.95, 0.98),
+    spaces=pruning_spaces((0.05,), (2e-4, 5e-4), methods=("scl", "gmp", "str", "rigl")),
+    tested=3,
+)

@@ -8,6 +8,7 @@ chosen, not run.
 """
 
 from experiments.config import Config, Study
+from experiments.spaces import Comparison, pruning_spaces
 
 CONFIG = Config(
     dataset="fashion_mnist",
@@ -26,4 +27,9 @@ STUDY = Study(
     targets=(0.90, 0.95, 0.98),
     learning_rates=(5e-4, 1e-3),
     seeds=1,
+)
+COMPARISON = Comparison(
+    targets=(0.95, 0.98),
+    spaces=pruning_spaces((1e-3,), (0.05, 0.2), methods=("scl", "gmp", "str", "rigl")),
+    tested=3,
 )

@@ -1,0 +1,266 @@
+"""SCL beside other methods, each at its best settings and at the same sparsity.
+
+python -m experiments.study fashion_mnist_lenet300 --compare
+
+Every method chooses among as many settings, on the validation split, anew for each
+sparsity; then it trains on training and validation examples together, with other seeds,
+and sees the test set. Every run is written to experiments/results/compare_NAME.json as
+soon as it is done: what was killed goes on, and `--methods` and `--targets` run a part.
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments import configs
+from experiments.book import RESULTS, SCRATCH, Book, Settings, Task, examples
+from experiments.config import Config
+from experiments.outcome import mean_std
+from experiments.spaces import Comparison
+
+# Of methods that cannot be asked for a sparsity: the setting that it follows from, the
+# larger the sparser, and the value that is tried first.
+FOLLOWS = {
+    "autoprune": ("penalty", 3e-4),
+    "dst": ("penalty", 1e-3),
+    "str": ("weight_decay", 1e-3),
+}
+# How far from the connections allowed such a method may end, and in how many tries.
+TOLERANCE = {"validation": 0.1, "test": 0.01}
+TRIES = 12
+MOST = 0.99  # the fields that are searched are below 1
+SEED = 1000  # the first that settings are chosen with; they are not tested
+
+
+class ComparisonError(ValueError):
+    """A comparison that cannot be run; the message says why."""
+
+
+Runs = Generator[list[Task], None, Any]  # yields what must be run for it to go on
+Row = dict[str, Any]
+
+
+def run_comparison(
+    name: str,
+    *,
+    methods: Sequence[str] | None = None,
+    targets: Sequence[float] | None = None,
+    data_dir: str | None = None,
+    folder: Path = RESULTS,
+    scratch: Path = SCRATCH,
+) -> None:
+    """Run a comparison, or what is missing of it, and write down what it came to.
+
+    Args:
+      name: of the experiment.
+      methods: those to run; all of its comparison by default.
+      targets: the sparsities to run; all of its comparison by default.
+      data_dir: folder of prepared TFDS data sets.
+      folder: where the results are.
+      scratch: where checkpoints are.
+
+    Raises:
+      ComparisonError: if the experiment has no comparison, a method or target is not
+        in it, or there is no validation split.
+    """
+    config, comparison = configs.load_config(name), configs.load_comparison(name)
+    if comparison is None:
+        raise ComparisonError(
+            f"{name} has no comparison; these have: {', '.join(configs.compared())}"
+        )
+    places = _places(comparison, None, None)
+    asked = _places(comparison, methods, targets)
+    if not config.validation:
+        raise ComparisonError(
+            "settings are chosen on the validation split; validation is 0"
+        )
+    book = Book(folder / f"compare_{name}.json", scratch / f"compare_{name}")
+    chosen = {field for space in comparison.spaces.values() for field in space}
+    chosen |= {field for field, _ in FOLLOWS.values()} | {"sparsity"}
+    book.open(config, chosen)
+    book.save(name=name, comparison=dataclasses.asdict(comparison))
+
+    held_out = examples(config, data_dir)
+    everything = examples(dataclasses.replace(config, validation=0), data_dir)
+
+    def runs(place: tuple[str, float]) -> Runs:
+        return _compared(book, config, comparison, *place)
+
+    for tasks in _together(map(runs, asked)):
+        for stage, data in ("validation", held_out), ("test", everything):
+            book.run([task for task in tasks if task.stage == stage], data)
+    rows = [_replayed(book, runs(place)) for place in places]
+    book.save(summary=[row for row in rows if row])
+
+
+def _places(
+    comparison: Comparison,
+    methods: Sequence[str] | None,
+    targets: Sequence[float] | None,
+) -> list[tuple[str, float]]:
+    """Return the pairs of method and target; dense has the target 0 alone."""
+    for kind, asked, known in (
+        ("method", methods, comparison.spaces),
+        ("target", targets, comparison.targets),
+    ):
+        for one in asked or ():
+            if one not in known:
+                told = ", ".join(map(str, known))
+                raise ComparisonError(f"{kind} must be one of {told}; got {one!r}")
+    pairs = itertools.product(
+        comparison.spaces if methods is None else methods,
+        comparison.targets if targets is None else targets,
+    )
+    return list(dict.fromkeys((m, 0.0 if m == "dense" else t) for m, t in pairs))
+
+
+def _compared(
+    book: Book, config: Config, comparison: Comparison, method: str, target: float
+) -> Runs:
+    """Choose the settings of a method for a target, test them; return the row."""
+    tried = range(SEED, SEED + comparison.seeds)
+    tested = range(config.seed, config.seed + comparison.tested)
+
+    def task(stage: str, settings: Settings) -> Task:
+        fields = settings if stage == "validation" else {**settings, "validation": 0}
+        return Task(
+            stage,
+            method,
+            dataclasses.replace(config, **fields),
+            tried if stage == "validation" else tested,
+            settings,
+        )
+
+    def placed(stage: str, settings: Settings, first: float | None = None) -> Runs:
+        """Bring settings to the target; return them."""
+        if method not in FOLLOWS:
+            settings = {**settings, "sparsity": target}
+            yield [task(stage, settings)]
+            return settings
+        field, start = FOLLOWS[method]
+        value = yield from _matched(
+            book,
+            lambda value: task(stage, {**settings, field: value}),
+            1 - target,
+            TOLERANCE[stage],
+            first or start,
+        )
+        return {**settings, field: value}
+
+    def accuracy(settings: Settings) -> float:
+        records = book.records(task("validation", settings))
+        return mean_std([record["accuracy"] for record in records])[0]
+
+    trials = comparison.trials(method)
+    found = yield from _together([placed("validation", trial) for trial in trials])
+    best = max(found, key=accuracy)
+    first = best[FOLLOWS[method][0]] if method in FOLLOWS else None
+    final = yield from placed("test", best, first)
+    return {
+        "method": method,
+        "target": target,
+        "settings": final,
+        "validation": accuracy(best),
+        **summarize(book.records(task("test", final))),
+    }
+
+
+def _matched(
+    book: Book,
+    task: Callable[[float], Task],
+    allowed: float,
+    tolerance: float,
+    value: float,
+) -> Runs:
+    """Search the setting with which as large a fraction of the weights is left.
+
+    Args:
+      book: where the runs are.
+      task: from the setting to its runs; the larger it is, the sparser they end.
+      allowed: the fraction of the weights, mean over the runs.
+      tolerance: relative, of that fraction.
+      value: the setting that is tried first, > 0.
+
+    Returns:
+      The first setting within the tolerance, or else the nearest of those tried.
+    """
+    left: dict[float, float] = {}
+    while value not in left and len(left) < TRIES:
+        yield [task(value)]
+        records = book.records(task(value))
+        # Where nothing is left, logarithms need something.
+        left[value] = mean_std([max(r["nnz"], 1) / r["weights"] for r in records])[0]
+        if abs(left[value] / allowed - 1) <= tolerance:
+            return value
+        value = min(float(f"{_next(left, allowed):.4g}"), MOST)
+    return min(left, key=lambda value: abs(math.log(left[value] / allowed)))
+
+
+def _next(left: dict[float, float], allowed: float) -> float:
+    """Return the setting to try next, from what was left with those before."""
+    dense = max((value for value in left if left[value] > allowed), default=None)
+    sparse = min((value for value in left if left[value] <= allowed), default=None)
+    if sparse is None:
+        sparsest = min(left, key=lambda value: left[value])
+        larger = [value for value in left if value > sparsest]
+        if larger:  # too much of it made the network denser again: DST's resets
+            return math.sqrt(sparsest * min(larger))
+    if dense is None or sparse is None:
+        # Rather over the other side than just short of it.
+        end = max(left) if sparse is None else min(left)
+        far = max(left[end] / allowed, allowed / left[end])
+        step = min(max(far**1.5, 1.1), 3)
+        return end * step if sparse is None else end / step
+    if dense >= sparse or left[dense] <= left[sparse]:  # noise: there are several
+        return math.sqrt(dense * sparse)
+    # Between the two, on a line through their logarithms, and not on top of either.
+    part = math.log(left[dense] / allowed) / math.log(left[dense] / left[sparse])
+    part = min(max(part, 0.1), 0.9)
+    return dense ** (1 - part) * sparse**part
+
+
+def _together(many: Any) -> Runs:
+    """Ask for what all of them need at once, until all are done; return their ends."""
+    many = list(many)
+    ends: dict[int, Any] = {}
+    while len(ends) < len(many):
+        asked = []
+        for i, one in enumerate(many):
+            if i not in ends:
+                try:
+                    asked += next(one)
+                except StopIteration as end:
+                    ends[i] = end.value
+        if asked:
+            yield asked
+    return [ends[i] for i in range(len(many))]
+
+
+def _replayed(book: Book, runs: Runs) -> Row | None:
+    """Return the row that runs come to, or None if some are not in the book."""
+    while True:
+        try:
+            tasks = next(runs)
+        except StopIteration as end:
+            return end.value
+        if not all(book.has(task) for task in tasks):
+            return None
+
+
+def summarize(records: Sequence[dict[str, Any]]) -> Row:
+    """Return what runs that differ in their seeds came to, mean and deviation."""
+    row: Row = {"seeds": [record["seed"] for record in records]}
+    for name, value in {
+        "accuracy": lambda run: run["accuracy"],
+        "sparsity": lambda run: 1 - run["nnz"] / run["weights"],
+        "nnz": lambda run: run["nnz"],
+        "macs_remaining": lambda run: run["macs_remaining"],
+        "least_density": lambda run: min(
+            layer["nnz"] / layer["weights"] for layer in run["layers"]
+        ),
+    }.items():
+        row[name], row[f"{name}_std"] = mean_std([value(run) for run in records])
+    return row

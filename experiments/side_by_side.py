@@ -1,0 +1,125 @@
+"""The table and the figure of a comparison: methods beside each other."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from experiments.figures import COLOURS, styled
+from experiments.outcome import as_markdown
+from experiments.tradeoff import log_fractions
+
+NAMES = {
+    "dense": "dense",
+    "scl": "SCL",
+    "gmp": "magnitude, global",
+    "gmp_uniform": "magnitude, uniform",
+    "magnitude_ste": "magnitude, straight-through",
+    "rigl": "RigL, ERK",
+    "str": "STR",
+    "dst": "DST",
+    "autoprune": "AutoPrune",
+    "st3": "ST-3",
+}
+_MARKERS = "os^vDP<>X*"
+Rows = Sequence[dict[str, Any]]
+
+
+def comparison_cells(rows: Rows, field: str) -> list[list[str]]:
+    """Return the cells of a table: a row per method, a column per sparsity.
+
+    Args:
+      rows: the summary of a comparison.
+      field: what a cell shows: "accuracy" (%), "macs_remaining" (millions),
+        "least_density" (%) or "nnz" (thousands).
+    """
+    unit = {"macs_remaining": 1e-6, "nnz": 1e-3}.get(field, 100)
+    targets = sorted({row["target"] for row in rows if row["method"] != "dense"})
+    header = ["method", *(f"{100 * target:g} %" for target in targets)]
+    cells = [header]
+    for method in [name for name in NAMES if any(r["method"] == name for r in rows)]:
+        own = {row["target"]: row for row in rows if row["method"] == method}
+        told = {
+            target: f"{unit * row[field]:.2f} ± {unit * row[f'{field}_std']:.2f}"
+            for target, row in own.items()
+        }
+        # A dense network is the same at every sparsity.
+        columns = [told.get(0.0 if method == "dense" else t, "") for t in targets]
+        cells.append([NAMES[method], *columns])
+    return cells
+
+
+def comparison_tables(book: dict[str, Any]) -> str:
+    """Return all tables of a comparison in Markdown."""
+    titles = {
+        "accuracy": "Test accuracy (%), last epoch",
+        "nnz": "Connections (thousands)",
+        "macs_remaining": "MACs remaining (millions)",
+        "least_density": "Weights remaining in the sparsest layer (%)",
+    }
+    return "\n\n".join(
+        f"{title}:\n\n{as_markdown(comparison_cells(book['summary'], field))}"
+        for field, title in titles.items()
+    )
+
+
+@styled
+def draw_comparison(book: dict[str, Any], path: Path) -> None:
+    """Draw accuracy against the weights and the MACs that remain, a line per method.
+
+    Points are means over the seeds, with error bars of one standard deviation; the
+    dense network is a line in a band of one standard deviation.
+
+    Args:
+      book: what a comparison wrote, with a summary.
+      path: the PNG file to write.
+
+    Raises:
+      ValueError: if nothing but dense has been compared yet.
+    """
+    _figure(book).savefig(path, format="png", dpi=150)
+
+
+def _figure(book: dict[str, Any]) -> Figure:
+    rows, runs = book["summary"], book["runs"].values()
+    methods = [name for name in NAMES if any(r["method"] == name for r in rows)]
+    methods = [name for name in methods if name != "dense"]
+    if not methods:
+        raise ValueError(
+            f"draw_comparison: nothing of {book.get('name')!r} has been compared yet"
+        )
+    whole = next(iter(runs))
+    figure = Figure(figsize=(13, 5.5), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    shown = ("nnz", "weights", "weights"), ("macs_remaining", "macs", "MACs")
+    for axes, (remaining, total, name) in zip(panels, shown, strict=True):
+        for row in rows:
+            if row["method"] == "dense":
+                level, spread = 100 * row["accuracy"], 100 * row["accuracy_std"]
+                axes.axhline(level, color="k", linestyle="--", label="dense")
+                axes.axhspan(
+                    level - spread, level + spread, color="k", alpha=0.12, lw=0
+                )
+        for i, method in enumerate(methods):
+            own = sorted(
+                (row for row in rows if row["method"] == method),
+                key=lambda row: row[remaining],
+            )
+            axes.errorbar(
+                [row[remaining] / whole[total] for row in own],
+                [100 * row["accuracy"] for row in own],
+                [100 * row["accuracy_std"] for row in own],
+                [row[f"{remaining}_std"] / whole[total] for row in own],
+                color=COLOURS[i % len(COLOURS)],
+                fmt=f"{_MARKERS[i]}{'-' if i < len(COLOURS) else ':'}",
+                linewidth=3 if method == "scl" else 1.5,
+                zorder=3 if method == "scl" else 2,
+                capsize=3,
+                label=NAMES[method],
+            )
+        log_fractions(axes)
+        axes.set(xlabel=f"fraction of {name} remaining")
+    panels[0].set(ylabel="test accuracy (%)")
+    panels[1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
+    return figure
