@@ -26,7 +26,7 @@ from experiments.spaces import Comparison
 FOLLOWS = {
     "autoprune": ("penalty", 3e-4),
     "dst": ("penalty", 1e-3),
-    "str": ("weight_decay", 1e-3),
+    "str": ("weight_decay", 1e-2),
 }
 # How far from the connections allowed such a method may end, and in how many tries.
 TOLERANCE = {"validation": 0.1, "test": 0.01}
@@ -216,9 +216,12 @@ def _next(left: dict[float, float], allowed: float) -> float:
         return end * step if sparse is None else end / step
     if dense >= sparse or left[dense] <= left[sparse]:  # noise: there are several
         return math.sqrt(dense * sparse)
-    # Between the two, on a line through their logarithms, and not on top of either.
-    part = math.log(left[dense] / allowed) / math.log(left[dense] / left[sparse])
-    part = min(max(part, 0.1), 0.9)
+    # Between the two, on a line through their logarithms; in the middle if both are
+    # far off, where the line is none. And not on top of either.
+    above, below = (
+        min(abs(math.log(left[value] / allowed)), 1) for value in (dense, sparse)
+    )
+    part = min(max(above / (above + below), 0.1), 0.9)
     return dense ** (1 - part) * sparse**part
 
 

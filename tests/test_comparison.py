@@ -220,7 +220,7 @@ def test_search_goes_back_where_more_makes_the_network_denser_again(
 ):
     def resets(method, config):
         decay = config.weight_decay
-        return 1.5e-4 / decay if decay < 1.7e-3 else 0.6
+        return 1.5e-3 / decay if decay < 1.7e-2 else 0.6
 
     monkeypatch.setitem(globals(), "left", resets)
     row = of(run(tmp_path, methods=["str"], targets=[0.9]), "str", 0.9)

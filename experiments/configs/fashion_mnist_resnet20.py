@@ -52,5 +52,6 @@ STUDY = Study(targets=(0.90, 0.95, 0.98), learning_rates=(0.1,))
 COMPARISON = Comparison(
     targets=(0.90, 0.95, 0.98, 0.99),
     spaces=pruning_spaces(learning_rates=(0.1,), weight_decays=(2e-4, 5e-4)),
+    seeds=1,
     tested=3,
 )

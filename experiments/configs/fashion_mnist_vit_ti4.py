@@ -31,5 +31,6 @@ STUDY = Study(
 COMPARISON = Comparison(
     targets=(0.95, 0.98),
     spaces=pruning_spaces((1e-3,), (0.05, 0.2), methods=("scl", "gmp", "str", "rigl")),
+    seeds=1,
     tested=3,
 )
