@@ -11,7 +11,7 @@ soon as it is done: what was killed goes on, and `--methods` and `--targets` run
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -154,9 +154,17 @@ def _compared(
         records = book.records(task("validation", settings))
         return mean_std([record["accuracy"] for record in records])[0]
 
+    def reached(stage: str, settings: Settings) -> bool:
+        left = _left(book.records(task(stage, settings)))
+        return abs(left / (1 - target) - 1) <= TOLERANCE[stage]
+
+    def worth(settings: Settings) -> tuple[bool, float]:
+        # What cannot be made as sparse is no better for being denser.
+        return reached("validation", settings), accuracy(settings)
+
     trials = comparison.trials(method)
     found = yield from _together([placed("validation", trial) for trial in trials])
-    best = max(found, key=accuracy)
+    best = max(found, key=worth)
     first = best[FOLLOWS[method][0]] if method in FOLLOWS else None
     final = yield from placed("test", best, first)
     return {
@@ -164,6 +172,7 @@ def _compared(
         "target": target,
         "settings": final,
         "validation": accuracy(best),
+        "reached": method == "dense" or reached("test", final),
         **summarize(book.records(task("test", final))),
     }
 
@@ -190,13 +199,16 @@ def _matched(
     left: dict[float, float] = {}
     while value not in left and len(left) < TRIES:
         yield [task(value)]
-        records = book.records(task(value))
-        # Where nothing is left, logarithms need something.
-        left[value] = mean_std([max(r["nnz"], 1) / r["weights"] for r in records])[0]
+        left[value] = _left(book.records(task(value)))
         if abs(left[value] / allowed - 1) <= tolerance:
             return value
         value = min(float(f"{_next(left, allowed):.4g}"), MOST)
     return min(left, key=lambda value: abs(math.log(left[value] / allowed)))
+
+
+def _left(records: Sequence[dict[str, Any]]) -> float:
+    """Return the mean fraction of the weights left, > 0 for logarithms' sake."""
+    return mean_std([max(r["nnz"], 1) / r["weights"] for r in records])[0]
 
 
 def _next(left: dict[float, float], allowed: float) -> float:
@@ -225,7 +237,7 @@ def _next(left: dict[float, float], allowed: float) -> float:
     return dense ** (1 - part) * sparse**part
 
 
-def _together(many: Any) -> Runs:
+def _together(many: Iterable[Runs]) -> Runs:
     """Ask for what all of them need at once, until all are done; return their ends."""
     many = list(many)
     ends: dict[int, Any] = {}

@@ -32,7 +32,8 @@ def comparison_cells(rows: Rows, field: str) -> list[list[str]]:
     Args:
       rows: the summary of a comparison.
       field: what a cell shows: "accuracy" (%), "macs_remaining" (millions),
-        "least_density" (%) or "nnz" (thousands).
+        "least_density" (%) or "nnz" (thousands). Where the sparsity was not reached,
+        it says at which it ended.
     """
     unit = {"macs_remaining": 1e-6, "nnz": 1e-3}.get(field, 100)
     targets = sorted({row["target"] for row in rows if row["method"] != "dense"})
@@ -40,14 +41,16 @@ def comparison_cells(rows: Rows, field: str) -> list[list[str]]:
     cells = [header]
     for method in [name for name in NAMES if any(r["method"] == name for r in rows)]:
         own = {row["target"]: row for row in rows if row["method"] == method}
-        told = {
-            target: f"{unit * row[field]:.2f} ± {unit * row[f'{field}_std']:.2f}"
-            for target, row in own.items()
-        }
+        told = {target: _cell(row, field, unit) for target, row in own.items()}
         # A dense network is the same at every sparsity.
         columns = [told.get(0.0 if method == "dense" else t, "") for t in targets]
         cells.append([NAMES[method], *columns])
     return cells
+
+
+def _cell(row: dict[str, Any], field: str, unit: float) -> str:
+    spread = f"{unit * row[field]:.2f} ± {unit * row[f'{field}_std']:.2f}"
+    return spread if row["reached"] else f"{spread} (at {100 * row['sparsity']:.1f} %)"
 
 
 def comparison_tables(book: dict[str, Any]) -> str:

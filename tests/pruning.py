@@ -1,5 +1,7 @@
-"""What the tests of gradual pruning share: a schedule in steps, and in NumPy."""
+"""What the tests of baselines share: random parameters; a schedule, by hand too."""
 
+import jax.numpy as jnp
+import numpy as np
 from tiny import config as tiny_config
 
 STEPS = 40
@@ -24,3 +26,15 @@ def sparsity_by_hand(taken, final=0.85, begin=BEGIN, end=END):
     if taken <= begin:
         return 0.0
     return final - final * (1 - (min(taken, end) - begin) / (end - begin)) ** 3
+
+
+def random_params(seed, shapes):
+    """Return a kernel of each shape, and a bias for its last axis, by name."""
+    random = np.random.default_rng(seed)
+    return {
+        name: {
+            "kernel": jnp.float32(random.normal(size=shape)),
+            "bias": jnp.float32(random.normal(size=shape[-1])),
+        }
+        for name, shape in shapes.items()
+    }

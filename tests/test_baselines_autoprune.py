@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pruning
 import pytest
 from tiny import config as tiny_config
 from tiny import dataset, register
 
 import scl_jax
 from experiments.baselines.autoprune import autoprune
-from experiments.methods import METHODS
 from experiments.outcome import make_report
 from experiments.train import train
 
@@ -29,7 +29,6 @@ each_ste = pytest.mark.parametrize("ste", sorted(PROXIES))
 @pytest.fixture(autouse=True)
 def _tiny_networks(monkeypatch):
     register(monkeypatch)
-    monkeypatch.setitem(METHODS, "autoprune", autoprune)
 
 
 def config(**changes):
@@ -37,14 +36,7 @@ def config(**changes):
 
 
 def random_params(seed):
-    random = np.random.default_rng(seed)
-    return {
-        name: {
-            "kernel": jnp.float32(random.normal(size=shape)),
-            "bias": jnp.float32(random.normal(size=shape[-1])),
-        }
-        for name, shape in SHAPES.items()
-    }
+    return pruning.random_params(seed, SHAPES)
 
 
 def random_trained():

@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pruning
 import pytest
 from tiny import config as tiny_config
 from tiny import dataset, register
 
 import scl_jax
 from experiments.baselines.dst import dst, long_tailed
-from experiments.methods import METHODS
 from experiments.outcome import make_report
 from experiments.train import train
 
@@ -23,7 +23,6 @@ FEATURES = {"a": (2,), "b": (6,), "query": (3, 2)}
 @pytest.fixture(autouse=True)
 def _method(monkeypatch):
     register(monkeypatch)
-    monkeypatch.setitem(METHODS, "dst", dst)
 
 
 def config(**changes):
@@ -33,14 +32,7 @@ def config(**changes):
 
 
 def random_params(seed):
-    random = np.random.default_rng(seed)
-    return {
-        name: {
-            "kernel": jnp.float32(random.normal(size=shape)),
-            "bias": jnp.float32(random.normal(size=shape[-1])),
-        }
-        for name, shape in SHAPES.items()
-    }
+    return pruning.random_params(seed, SHAPES)
 
 
 def wrapped(way, seed=0):

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pruning
 import pytest
 from tiny import config as tiny_config
 from tiny import dataset, register
@@ -37,14 +38,7 @@ def config(**changes):
 
 
 def random_params(seed, shapes=None):
-    random = np.random.default_rng(seed)
-    return {
-        name: {
-            "kernel": jnp.float32(random.normal(size=shape)),
-            "bias": jnp.float32(random.normal(size=shape[-1])),
-        }
-        for name, shape in (shapes or SHAPES).items()
-    }
+    return pruning.random_params(seed, shapes or SHAPES)
 
 
 def gradient_of(trained, seed):

@@ -11,7 +11,6 @@ from tiny import dataset, register
 
 import scl_jax
 from experiments.baselines.st3 import st3
-from experiments.methods import METHODS
 from experiments.outcome import make_report
 from experiments.train import train
 
@@ -25,7 +24,6 @@ RATE, DECAY, MOMENTUM = 0.125, 0.25, 0.5
 @pytest.fixture(autouse=True)
 def _method(monkeypatch):
     register(monkeypatch)
-    monkeypatch.setitem(METHODS, "st3", st3)
 
 
 def config(**changes):

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pruning
 import pytest
 from tiny import config as tiny_config
 from tiny import dataset, register
@@ -28,14 +29,7 @@ def config(**changes):
 
 
 def random_params(seed):
-    random = np.random.default_rng(seed)
-    return {
-        name: {
-            "kernel": jnp.float32(random.normal(size=shape)),
-            "bias": jnp.float32(random.normal(size=shape[-1])),
-        }
-        for name, shape in SHAPES.items()
-    }
+    return pruning.random_params(seed, SHAPES)
 
 
 def wrapped(way, seed=0):

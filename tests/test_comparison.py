@@ -8,7 +8,7 @@ import pytest
 from trials import Trials, experiment
 
 from experiments import comparison as comparisons
-from experiments import configs
+from experiments import configs, study
 from experiments.comparison import ComparisonError, run_comparison
 from experiments.config import Config
 from experiments.methods import METHODS
@@ -210,9 +210,26 @@ def test_a_sparsity_that_cannot_be_reached_ends_at_the_nearest(
 
     monkeypatch.setitem(globals(), "left", jumps)
     row = of(run(tmp_path, methods=["str"], targets=[0.9]), "str", 0.9)
+    assert row["reached"] is False
     assert row["sparsity"] == pytest.approx(0.7)  # |log 0.3/0.1| < |log 0.02/0.1|
     tests = {config.weight_decay for _, config, *_ in trials.trained}
     assert len(tests) <= 2 * comparisons.TRIES
+
+
+def test_a_setting_that_cannot_be_as_sparse_is_not_chosen_for_being_denser(
+    trials, tmp_path, monkeypatch
+):
+    # By accuracy alone, 0.1 would be chosen: it is left with half of the weights.
+    monkeypatch.setitem(
+        globals(),
+        "left",
+        lambda method, config: 0.5 if config.learning_rate == 0.1 else 0.1,
+    )
+    row = of(run(tmp_path, methods=["str"], targets=[0.9]), "str", 0.9)
+    assert row["settings"]["learning_rate"] == 0.2
+    assert row["reached"] is True
+    row = of(run(tmp_path, methods=["str"], targets=[0.5]), "str", 0.5)
+    assert row["settings"]["learning_rate"] == 0.1
 
 
 def test_search_goes_back_where_more_makes_the_network_denser_again(
@@ -309,3 +326,35 @@ def test_book_of_a_comparison_has_every_field_that_differs_in_its_keys(
         for field, value in record["settings"].items():
             assert f" {field}={value} " in key
     assert len(content["runs"]) == len(trials.trained)
+
+
+def test_command_line_runs_the_parts_that_are_asked_for(monkeypatch):
+    asked = []
+    monkeypatch.setattr(study, "run_comparison", lambda *a, **k: asked.append((a, k)))
+    monkeypatch.setattr(study, "run_study", lambda *a, **k: pytest.fail("a study ran"))
+    part = ["--methods", "scl", "gmp", "--targets", "0.9", "0.98"]
+    assert study.main(["fashion_mnist_lenet300", "--compare", *part]) == 0
+    assert study.main(["fashion_mnist_lenet300", "--compare"]) == 0
+    nothing = {"methods": None, "targets": None, "data_dir": None}
+    wanted = {**nothing, "methods": ["scl", "gmp"], "targets": [0.9, 0.98]}
+    name = ("fashion_mnist_lenet300",)
+    assert asked == [(name, wanted), (name, nothing)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["fashion_mnist_lenet300", "--methods", "scl"], "parts of a comparison"),
+        (["mnist5k_lenet5", "--compare"], "mnist5k_lenet5 has no comparison"),
+        (
+            ["fashion_mnist_lenet300", "--compare", "--methods", "magic"],
+            "method must be one of dense, scl",
+        ),
+    ],
+    ids=["no_comparison_asked", "no_comparison", "method"],
+)
+def test_command_line_says_what_is_wrong(arguments, words, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        study.main(arguments)
+    assert stopped.value.code == 2
+    assert words in capsys.readouterr().err

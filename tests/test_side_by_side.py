@@ -1,9 +1,13 @@
 """The table and the figure of a comparison, from made-up rows."""
 
+import json
+
 import numpy as np
 import pytest
 
+from experiments import tables
 from experiments.methods import METHODS
+from experiments.outcome import as_markdown
 from experiments.side_by_side import (
     NAMES,
     _figure,
@@ -11,6 +15,7 @@ from experiments.side_by_side import (
     comparison_tables,
     draw_comparison,
 )
+from experiments.tables import render, render_comparisons
 
 
 def row(method, target, accuracy, left):
@@ -22,7 +27,14 @@ def row(method, target, accuracy, left):
         "least_density": left / 2,
     }
     spreads = {f"{name}_std": value / 100 for name, value in numbers.items()}
-    return {"method": method, "target": target, "seeds": [0, 1], **numbers, **spreads}
+    return {
+        "method": method,
+        "target": target,
+        "seeds": [0, 1],
+        "reached": True,
+        **numbers,
+        **spreads,
+    }
 
 
 def book(*rows):
@@ -60,6 +72,55 @@ def test_cells_have_a_row_per_method_and_a_column_per_sparsity():
 )
 def test_cells_have_the_unit_of_their_field(field, cell):
     assert comparison_cells(ROWS, field)[2][1] == cell
+
+
+def test_cell_says_where_a_method_ended_that_did_not_reach_the_sparsity():
+    missed = {**row("dst", 0.98, 0.9, 0.4), "reached": False}
+    assert comparison_cells([missed], "accuracy")[1] == [
+        "DST",
+        "90.00 ± 0.90 (at 60.0 %)",
+    ]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Make a folder of results that has one comparison."""
+    content = book(*ROWS) | {
+        "name": "fashion_mnist_lenet300",
+        "config": {"epochs": 7},
+        "versions": {"device": "1 x made up", "jax": "0.0"},
+    }
+    (tmp_path / "compare_fashion_mnist_lenet300.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+def test_readme_has_the_accuracies_and_the_lab_book_every_table(folder):
+    short, full = render(folder), render_comparisons(folder)
+    for text in (short, full):
+        assert "LeNet-300-100 on Fashion-MNIST, methods side by side.**" in text
+        assert "7 epochs, 2 seeds, 1 x made up, jax 0.0; `python -m" in text
+        assert "experiments.study fashion_mnist_lenet300 --compare`" in text
+        assert as_markdown(comparison_cells(ROWS, "accuracy")) in text
+    assert as_markdown(comparison_cells(ROWS, "macs_remaining")) not in short
+    assert as_markdown(comparison_cells(ROWS, "macs_remaining")) in full
+
+
+def test_pages_and_figure_are_written(folder, monkeypatch):
+    pages = folder / "README.md", folder / "page.md"
+    for page, name in zip(pages, ("results", "comparisons"), strict=True):
+        page.write_text(f"a <!-- {name} -->old<!-- /{name} --> b")
+    for name, value in zip(
+        ("README", "PAGE", "RESULTS"), (*pages, folder), strict=True
+    ):
+        monkeypatch.setattr(tables, name, value)
+    monkeypatch.setattr(tables, "render", lambda: "short")
+    monkeypatch.setattr(tables, "render_comparisons", lambda: "full")
+    tables.main()
+    assert pages[0].read_text() == (
+        "a <!-- results -->\n\nshort\n\n<!-- /results --> b"
+    )
+    assert "\n\nfull\n\n" in pages[1].read_text()
+    assert (folder / "compare_fashion_mnist_lenet300.png").exists()
 
 
 def test_all_tables_are_there():

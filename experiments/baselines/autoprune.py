@@ -28,6 +28,7 @@ def autoprune(config: Config, steps: int) -> Method:
     Of the source only the abstract and a review were at hand: the formulas are not
     checked against its text, and where m starts, `config.mask_initial` everywhere, is
     our choice.
+
     Differs in that both w and m are trained on the training loss in the same step,
     where the source alternates between w on training data and m on validation data;
     and in that the masks rest from `config.freeze_at` on.
