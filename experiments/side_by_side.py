@@ -31,11 +31,11 @@ def comparison_cells(rows: Rows, field: str) -> list[list[str]]:
 
     Args:
       rows: the summary of a comparison.
-      field: what a cell shows: "accuracy" (%), "macs_remaining" (millions),
+      field: what a cell shows: "accuracy" (%), "macs_remaining" (thousands),
         "least_density" (%) or "nnz" (thousands). Where the sparsity was not reached,
         it says at which it ended.
     """
-    unit = {"macs_remaining": 1e-6, "nnz": 1e-3}.get(field, 100)
+    unit = {"macs_remaining": 1e-3, "nnz": 1e-3}.get(field, 100)
     targets = sorted({row["target"] for row in rows if row["method"] != "dense"})
     header = ["method", *(f"{100 * target:g} %" for target in targets)]
     cells = [header]
@@ -49,7 +49,7 @@ def comparison_cells(rows: Rows, field: str) -> list[list[str]]:
 
 
 def _cell(row: dict[str, Any], field: str, unit: float) -> str:
-    spread = f"{unit * row[field]:.2f} ± {unit * row[f'{field}_std']:.2f}"
+    spread = f"{unit * row[field]:,.2f} ± {unit * row[f'{field}_std']:,.2f}"
     return spread if row["reached"] else f"{spread} (at {100 * row['sparsity']:.1f} %)"
 
 
@@ -58,7 +58,7 @@ def comparison_tables(book: dict[str, Any]) -> str:
     titles = {
         "accuracy": "Test accuracy (%), last epoch",
         "nnz": "Connections (thousands)",
-        "macs_remaining": "MACs remaining (millions)",
+        "macs_remaining": "MACs remaining (thousands)",
         "least_density": "Weights remaining in the sparsest layer (%)",
     }
     return "\n\n".join(

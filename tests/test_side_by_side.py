@@ -66,7 +66,7 @@ def test_cells_have_a_row_per_method_and_a_column_per_sparsity():
     ("field", "cell"),
     [
         ("nnz", "0.20 ± 0.00"),
-        ("macs_remaining", "0.50 ± 0.01"),
+        ("macs_remaining", "500.00 ± 5.00"),
         ("least_density", "5.00 ± 0.05"),
     ],
 )
@@ -126,7 +126,7 @@ def test_pages_and_figure_are_written(folder, monkeypatch):
 def test_all_tables_are_there():
     text = comparison_tables(book(*ROWS))
     assert text.count("| SCL |") == 4
-    for unit in ("(%), last epoch", "thousands", "millions", "sparsest layer"):
+    for unit in ("(%), last epoch", "Connections", "MACs", "sparsest layer"):
         assert unit in text
 
 
