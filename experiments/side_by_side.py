@@ -72,7 +72,9 @@ def draw_comparison(book: dict[str, Any], path: Path) -> None:
     """Draw accuracy against the weights and the MACs that remain, a line per method.
 
     Points are means over the seeds, with error bars of one standard deviation; the
-    dense network is a line in a band of one standard deviation.
+    dense network is a line in a band of one standard deviation. The axis ends where
+    SCL's own fall from dense would be twice as deep: what lies below is in the table
+    alone, so that one collapsed method does not flatten all others into a line.
 
     Args:
       book: what a comparison wrote, with a summary.
@@ -122,7 +124,17 @@ def _figure(book: dict[str, Any]) -> Figure:
                 label=NAMES[method],
             )
         log_fractions(axes)
+        axes.set_ylim(_limits(rows))
         axes.set(xlabel=f"fraction of {name} remaining")
     panels[0].set(ylabel="test accuracy (%)")
     panels[1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
     return figure
+
+
+def _limits(rows: Rows) -> tuple[float, float] | None:
+    """Return the ends of the axis of accuracies in %, if SCL falls from dense."""
+    dense = [row["accuracy"] for row in rows if row["method"] == "dense"]
+    own = [row["accuracy"] for row in rows if row["method"] == "scl"]
+    fall = max(dense) - min(own) if dense and own else 0
+    top = max(row["accuracy"] + row["accuracy_std"] for row in rows) + fall / 10
+    return (100 * (max(dense) - 2 * fall), 100 * top) if fall > 0 else None

@@ -152,6 +152,16 @@ def test_figure_has_a_line_per_method_at_its_means_with_error_bars():
     assert legend == ["dense", "SCL", "magnitude, global"]
 
 
+def test_a_collapsed_method_does_not_flatten_the_figure():
+    low, high = _figure(book(*ROWS, row("rigl", 0.9, 0.1, 0.1))).axes[0].get_ylim()
+    # Dense is 90 +- 0.9 %, SCL 87.65 %: the fall is 2.35, of which 2 below, 0.1 above.
+    np.testing.assert_allclose((low, high), (85.3, 91.135))
+
+
+def test_figure_without_scl_shows_everything():
+    assert _figure(book(row("gmp", 0.9, 0.1, 0.1))).axes[0].get_ylim()[0] < 10
+
+
 def test_figure_is_written(tmp_path):
     draw_comparison(book(*ROWS), tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes()[:4] == b"\x89PNG"
