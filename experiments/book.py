@@ -31,6 +31,7 @@ Settings = dict[str, Any]  # fields of a config that are changed
 # What a key says of its run, so that the runs of a book may differ in it.
 CHOSEN = ("penalty", "sparsity", "costs", "weigh", "learning_rate", "pixels")
 BUDGET = ("sparsity", "costs", "weigh")
+_MACHINE = ("device", "jax")  # a book may be filled on several
 _OF_LAYERS = ("path", "weights", "nnz", "macs", "macs_remaining")
 WAIT = 1.0  # seconds between two looks at what other processes do
 
@@ -194,8 +195,10 @@ class Book:
 
     def _note(self, key: str, record: dict[str, Any]) -> None:
         with self._changing():
-            self.content["versions"] = versions()
-            self.content["runs"][key] = record
+            about = versions()
+            self.content["versions"] = about  # of the last run
+            machine = {name: about[name] for name in _MACHINE}
+            self.content["runs"][key] = {**record, **machine}
 
     def _read(self) -> None:
         if self.path.exists():
@@ -229,6 +232,15 @@ def examples(config: Config, data_dir: str | None) -> Dataset:
 
         return open_streams(config, data_dir)
     return load(config.dataset, validation=config.validation, data_dir=data_dir)
+
+
+def machines(content: dict[str, Any]) -> str:
+    """Say on what the runs of a book were made, for the line above its table."""
+    last = content["versions"]  # of runs from before each said it for itself
+    runs = content["runs"].values()
+    names = [tuple(run.get(k, last[k]) for k in _MACHINE) for run in runs]
+    known = dict.fromkeys(names or [tuple(last[k] for k in _MACHINE)])
+    return " and ".join(f"{device}, jax {jax}" for device, jax in known)
 
 
 def _short(text: str) -> str:

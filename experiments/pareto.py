@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import configs
-from experiments.book import Book, Task, examples
+from experiments.book import Book, Task, examples, machines
 from experiments.config import Config
 from experiments.jobs import add_jobs, share
 from experiments.outcome import as_markdown, as_text
@@ -86,15 +86,15 @@ def run_pareto(
 
 def render(book: dict[str, Any]) -> str:
     """Return the page of a sweep, in Markdown."""
-    rows, versions = book["summary"], book["versions"]
+    rows = book["summary"]
     asked = ["--kinds", *book["kinds"], "--sparsities", *map(str, book["sparsities"])]
     return (
         f"# {configs.summary(book['name'])} From dense to sparse.\n\n"
         f"{as_markdown(study_cells(rows))}\n\n"
         "Accuracy on the test set after the last epoch, mean ± standard deviation over "
         f"{len(rows[0]['seeds'])} seeds; MACs per example, FLOPs = 2 x MACs. "
-        f"{book['config']['epochs']} epochs, {versions['device']}, jax "
-        f"{versions['jax']}; `python -m experiments.pareto {book['name']} "
+        f"{book['config']['epochs']} epochs, {machines(book)}; "
+        f"`python -m experiments.pareto {book['name']} "
         f"{' '.join(asked)}`\n\n"
         "![accuracy against weights and MACs](pareto.png)\n"
     )

@@ -45,9 +45,10 @@ def pruning_spaces(
     """Return what each method is tuned over, for a network's rates and decays.
 
     All methods, or those that are named and dense.
-    Two values of what is a method's own are tried with each rate and decay. STR, whose
-    decay makes it sparse, has more starts of its thresholds instead, and DST, which
-    has nothing of its own, a quarter of each rate.
+    Two values of what is a method's own are tried with each rate and decay: of those
+    that are given a sparsity, the end of the schedule to it. STR, whose decay makes it
+    sparse, has more starts of its thresholds instead, and DST, which has nothing of its
+    own, a quarter of each rate.
     """
     both = {"learning_rate": learning_rates, "weight_decay": weight_decays}
     gradual = {**both, "schedule_end": (0.5, 0.7)}
@@ -55,7 +56,7 @@ def pruning_spaces(
     quarters = tuple(rate / 4 for rate in learning_rates)
     spaces = {
         "dense": both,
-        "scl": {**both, "mask_learning_rate": (3e-4, 1e-3)},
+        "scl": gradual,
         "gmp": gradual,
         "gmp_uniform": gradual,
         "magnitude_ste": gradual,

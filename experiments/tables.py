@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import configs
-from experiments.book import RESULTS
+from experiments.book import RESULTS, machines
 from experiments.models import MODELS
 from experiments.outcome import as_markdown
 from experiments.side_by_side import (
@@ -102,7 +102,7 @@ def study_cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
 
 
 def _study(book: dict[str, Any]) -> str:
-    config, versions, rows = book["config"], book["versions"], book["summary"]
+    config, rows = book["config"], book["summary"]
     seeds = len(rows[0]["seeds"])
     figure = (
         f"; [figure](experiments/results/{book['name']}.png)"
@@ -111,7 +111,7 @@ def _study(book: dict[str, Any]) -> str:
     )
     return (
         f"**{configs.summary(book['name'])}** {config['epochs']} epochs, {seeds} "
-        f"seeds, {versions['device']}, jax {versions['jax']}; "
+        f"seeds, {machines(book)}; "
         f"`python -m experiments.study {book['name']}`{figure}\n\n"
         f"{as_markdown(study_cells(rows))}"
     )
@@ -128,20 +128,19 @@ def _asked(row: dict[str, Any]) -> str:
 
 
 def _comparison(book: dict[str, Any], *, accuracy_alone: bool = False) -> str:
-    config, versions, name = book["config"], book["versions"], book["name"]
+    config, name = book["config"], book["name"]
     cells = comparison_cells(book["summary"], "accuracy")
     seeds = max(len(row["seeds"]) for row in book["summary"])
     if accuracy_alone:
-        figure = f"[figure](experiments/results/compare_{name}.png)"
-        tables = f"Test accuracy in % at each sparsity; {figure}.\n\n"
-        tables += as_markdown(cells)
+        tables = f"Test accuracy in % at each sparsity:\n\n{as_markdown(cells)}\n\n"
+        tables += f"![the same as a figure](experiments/results/compare_{name}.png)"
     else:
         tables = f"![accuracy](results/compare_{name}.png)\n\n"
         tables += comparison_tables(book)
     return (
         f"**{configs.summary(name).rstrip('.')}, methods side by side.** "
-        f"{config['epochs']} epochs, {seeds} seeds, {versions['device']}, jax "
-        f"{versions['jax']}; `python -m experiments.study {name} --compare`\n\n"
+        f"{config['epochs']} epochs, {seeds} seeds, {machines(book)}; "
+        f"`python -m experiments.study {name} --compare`\n\n"
         f"{tables}"
     )
 

@@ -10,7 +10,7 @@ from sharing import fill_disk
 
 from experiments import book as books
 from experiments import configs
-from experiments.book import RESULTS, Book, Task
+from experiments.book import RESULTS, Book, Task, machines
 from experiments.config import Config
 from experiments.outcome import Result
 
@@ -155,6 +155,20 @@ def test_a_run_is_trained_once_and_its_key_says_what_it_is(path, trainings):
     assert book.records(TASK) == list(runs.values())
     (record,) = {json.dumps({**one, "seed": 4}) for one in runs.values()}
     assert json.loads(record)["epoch_seconds"] == [0.5, 0.5]
+
+
+def test_the_machines_of_all_runs_are_said(path, trainings, monkeypatch):
+    other = {"device": "2 x made up", "jax": "9.9"}
+    opened(path).run([TASK._replace(seeds=[4])], DATA)
+    here = machines(read(path))
+    monkeypatch.setattr("experiments.book.versions", lambda: other)
+    opened(path).run([TASK], DATA)
+    assert machines(read(path)) == f"{here} and 2 x made up, jax 9.9"
+    # Runs of before they said it themselves are of the machine that the book names.
+    content = read(path)
+    for run in content["runs"].values():
+        del run["device"], run["jax"]
+    assert machines(content) == "2 x made up, jax 9.9"
 
 
 def test_finished_runs_prepare_no_training(path, trainings, monkeypatch):

@@ -126,3 +126,27 @@ def test_every_network_is_in_the_table_of_networks():
     rows = [line for line in table.splitlines() if line.startswith("| `")][1:]
     named = re.findall(r"`(\w+)`", " ".join(line.split("|")[1] for line in rows))
     assert sorted(named) == sorted(MODELS)
+
+
+def test_what_is_said_of_the_comparison_is_so():
+    book = json.loads((RESULTS / "compare_fashion_mnist_lenet300.json").read_text())
+    rows = {(r["method"], r["target"]): r for r in book["summary"]}
+    targets = book["comparison"]["targets"]
+
+    def lead(other, target):
+        """Return by how many points SCL is ahead, and its standard deviation."""
+        own = rows["scl", target]
+        ahead = own["accuracy"] - rows[other, target]["accuracy"]
+        return 100 * ahead, 100 * own["accuracy_std"]
+
+    for target in targets:
+        assert abs(lead("gmp", target)[0]) < 0.1  # "as good as", "no better"
+        for lower in ("rigl", "str", "dst", "gmp_uniform"):  # "the others are below"
+            assert (lower, target) not in rows or lead(lower, target)[0] > 0
+        assert (("dst", target) in rows) == (target <= 0.98)  # "DST above 98 %"
+    assert all(lead("st3", t)[0] < 0 for t in (0.95, 0.98))
+    assert all(lead("st3", t)[0] > 0 for t in (0.99, 0.995))
+    for target in (0.98, 0.99, 0.995):
+        same = [r["accuracy"] for r in book["summary"] if r["target"] == target]
+        assert max(same) == rows["autoprune", target]["accuracy"]
+    assert all(lead("autoprune", t)[0] < -lead("autoprune", t)[1] for t in (0.98, 0.99))

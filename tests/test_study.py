@@ -219,10 +219,11 @@ def test_finished_study_keeps_the_versions_that_its_runs_were_made_with(
     trials, tmp_path, monkeypatch
 ):
     # A second start that trains nothing must not say that its commit made the runs.
-    monkeypatch.setattr(books, "versions", lambda: {"commit": "first", "jax": "1"})
+    first = {"commit": "first", "jax": "1", "device": "1 x made up"}
+    monkeypatch.setattr(books, "versions", lambda: first)
     run(tmp_path)
-    monkeypatch.setattr(books, "versions", lambda: {"commit": "second", "jax": "2"})
-    assert run(tmp_path)["versions"] == {"commit": "first", "jax": "1"}
+    monkeypatch.setattr(books, "versions", lambda: {**first, "commit": "second"})
+    assert run(tmp_path)["versions"] == first
 
 
 def test_summary_of_a_study_that_grew_is_gone_until_the_study_is_done(
