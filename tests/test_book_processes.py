@@ -50,10 +50,10 @@ def book(folder):
 
 
 def computed(content):
-    """Return the runs without what clocks say."""
-    clocks = ("seconds", "epoch_seconds")
+    """Return the runs without clocks, and the devices: eight here, one there."""
+    left_out = ("seconds", "epoch_seconds", "device")
     return {
-        key: {name: x for name, x in record.items() if name not in clocks}
+        key: {name: x for name, x in record.items() if name not in left_out}
         for key, record in content["runs"].items()
     }
 
