@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 
 from experiments.config import Config, identity
 from experiments.data import Dataset, load
-from experiments.outcome import make_report, make_result
+from experiments.outcome import Result, make_diverged, make_report, make_result
 from experiments.record import replace_text, versions
-from experiments.train import train
+from experiments.train import Trained, TrainingError, train
 
 RESULTS = Path(__file__).parent / "results"
 SCRATCH = Path("runs") / "studies"
@@ -147,6 +147,7 @@ class Book:
         keys = task.keys()
         # Where the checkpoints are: the same for a process that takes a run over.
         where = self._scratch / _short(f"{task.stage} {identity(task.config)}")
+        begun: list[int] = []
         with contextlib.ExitStack() as held:
 
             def free() -> Iterator[int]:
@@ -157,48 +158,60 @@ class Book:
                         continue
                     self._read()
                     if keys[seed] not in self.content["runs"]:
+                        begun.append(seed)
                         yield seed
                     # Written down, and its checkpoints are closed.
                     old = where / f"{task.method}-seed{seed}"
                     shutil.rmtree(old, ignore_errors=True)
 
             seeds = free()
-            first = next(seeds, None)
-            if first is None:
-                return  # without preparing a training
-            with self._changing():
-                # It is that of fewer runs, and comes back with the last one.
-                self.content.pop("summary", None)
-            seeds = itertools.chain([first], seeds)
-            runs = train(task.config, data, task.method, seeds=seeds, folder=where)
-            for trained in runs:
-                result = make_result(task.config, trained, split)
-                record = {
-                    **dataclasses.asdict(result),
-                    "stage": task.stage,
-                    "penalty": task.penalty(),
-                    "budget": task.budget(),
-                    "learning_rate": task.config.learning_rate,
-                    "pixels": task.config.pixels,
-                    **({"settings": task.settings} if task.settings else {}),
-                    "epoch_seconds": [round(m.seconds, 4) for m in trained.history],
-                }
-                if task.stage == "test":
-                    rows = make_report(task.config, trained).to_dict()["rows"]
-                    record["layers"] = [{k: row[k] for k in _OF_LAYERS} for row in rows]
-                self._note(keys[trained.seed], record)
-                print(
-                    f"{keys[trained.seed]}: accuracy {result.accuracy:.4f}, "
-                    f"sparsity {result.sparsity:.4f}",
-                    flush=True,
-                )
+            while (first := next(seeds, None)) is not None:
+                with self._changing():
+                    # It is that of fewer runs, and comes back with the last one.
+                    self.content.pop("summary", None)
+                mine = itertools.chain([first], seeds)
+                runs = train(task.config, data, task.method, seeds=mine, folder=where)
+                try:
+                    for trained in runs:
+                        self._note_result(task, trained, split)
+                except TrainingError as error:
+                    if task.stage == "test":
+                        raise
+                    # What is chosen will be another; the other seeds go on.
+                    result = make_diverged(task.config, task.method, begun[-1])
+                    self._note(task, result, {"diverged": str(error)})
 
-    def _note(self, key: str, record: dict[str, Any]) -> None:
+    def _note_result(self, task: Task, trained: Trained, split: Any) -> None:
+        """Write down a training that came to its end."""
+        result = make_result(task.config, trained, split)
+        seconds = [round(m.seconds, 4) for m in trained.history]
+        more: dict[str, Any] = {"epoch_seconds": seconds}
+        if task.stage == "test":
+            rows = make_report(task.config, trained).to_dict()["rows"]
+            more["layers"] = [{k: row[k] for k in _OF_LAYERS} for row in rows]
+        self._note(task, result, more)
+
+    def _note(self, task: Task, result: Result, more: dict[str, Any]) -> None:
+        key = task.keys()[result.seed]
+        record = {
+            **dataclasses.asdict(result),
+            "stage": task.stage,
+            "penalty": task.penalty(),
+            "budget": task.budget(),
+            "learning_rate": task.config.learning_rate,
+            "pixels": task.config.pixels,
+            **({"settings": task.settings} if task.settings else {}),
+            **more,
+        }
         with self._changing():
             about = versions()
             self.content["versions"] = about  # of the last run
             machine = {name: about[name] for name in _MACHINE}
             self.content["runs"][key] = {**record, **machine}
+        print(
+            f"{key}: accuracy {result.accuracy:.4f}, sparsity {result.sparsity:.4f}",
+            flush=True,
+        )
 
     def _read(self) -> None:
         if self.path.exists():

@@ -4,6 +4,8 @@ import dataclasses
 import statistics
 from collections.abc import Sequence
 
+import jax
+
 import scl_jax
 from experiments.config import Config
 from experiments.data import Split
@@ -65,12 +67,29 @@ def make_result(config: Config, trained: Trained, split: Split) -> Result:
     )
     if accuracy is None:
         raise ValueError("a result needs examples to evaluate; the split has none")
+    seconds = sum(metrics.seconds for metrics in trained.history)
+    return _result(config, trained, trained.history[-1].method, accuracy, seconds)
+
+
+def make_diverged(config: Config, method: str, seed: int) -> Result:
+    """Return the result of a training whose numbers did not stay finite.
+
+    It classifies nothing and has pruned nothing, so that no choice falls on it.
+    """
+    params, statistics = make_network(config).init(jax.random.key(seed))
+    dense = Trained(seed, params, statistics, params, [])
+    return _result(config, dense, method, 0.0, 0.0)
+
+
+def _result(
+    config: Config, trained: Trained, method: str, accuracy: float, seconds: float
+) -> Result:
     totals = make_report(config, trained).totals
     macs, remaining = totals.macs, totals.macs_remaining
     if not (isinstance(macs, int) and isinstance(remaining, int)):
         raise ValueError(f"the MACs of {config.model} are unknown: {macs}")
     return Result(
-        method=trained.history[-1].method,
+        method=method,
         seed=trained.seed,
         accuracy=accuracy,
         weights=totals.weights,
@@ -78,7 +97,7 @@ def make_result(config: Config, trained: Trained, split: Split) -> Result:
         nnz=totals.nnz,
         macs=macs,
         macs_remaining=remaining,
-        seconds=sum(metrics.seconds for metrics in trained.history),
+        seconds=seconds,
     )
 
 

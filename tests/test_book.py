@@ -13,6 +13,7 @@ from experiments import configs
 from experiments.book import RESULTS, Book, Task, machines
 from experiments.config import Config
 from experiments.outcome import Result
+from experiments.train import TrainingError
 
 CONFIG = Config(dataset="mnist5k", model="lenet300", epochs=2, learning_rate=0.1)
 DATA = SimpleNamespace(validation="validation split", test="test split")
@@ -131,10 +132,24 @@ def finished():
     return [name for name in names if "summary" in read(RESULTS / f"{name}.json")]
 
 
+def made_with_earlier_defaults(name):
+    study = read(RESULTS / f"{name}.json")["config"]
+    return [
+        field
+        for field in ("norm_decay", "pruned_gradient")
+        if study.get(field, 0.0) != getattr(CONFIG, field)
+    ]
+
+
 @pytest.mark.parametrize("name", finished())
-def test_committed_study_is_accepted_as_it_is(path, name):
+def test_committed_study_is_accepted_as_it_is_but_for_earlier_defaults(path, name):
     shutil.copy(RESULTS / f"{name}.json", path)
     before = read(path)
+    if earlier := made_with_earlier_defaults(name):
+        with pytest.raises(ValueError, match=f"another {', '.join(earlier)};"):
+            opened(path, configs.load_config(name))
+        assert read(path) == before
+        return
     opened(path, configs.load_config(name))
     after = read(path)
     for entry in ("runs", "summary", "versions", "study"):
@@ -271,6 +286,44 @@ def test_what_others_write_meanwhile_is_kept(path, trainings):
     content = read(path)
     assert (content["name"], content["study"]) == ("tiny", {"targets": [0.5]})
     assert len(content["runs"]) == 2
+
+
+# Not finite
+
+
+def diverge(trainings, at):
+    def end(seed):
+        if seed in at:
+            raise TrainingError(f"seed {seed} is not finite")
+
+    trainings.ends = end
+
+
+def test_training_that_diverges_is_noted_and_the_other_seeds_go_on(path, trainings):
+    diverge(trainings, [4, 6])
+    book = opened(path)
+    book.run([TASK], DATA)
+    assert trainings.began == [4, 5, 6]
+    bad, good, worse = book.records(TASK)
+    assert (bad["diverged"], worse["diverged"]) == (
+        "seed 4 is not finite",
+        "seed 6 is not finite",
+    )
+    assert "diverged" not in good
+    # Of the dense LeNet-300-100: nothing is right, nothing is pruned.
+    assert (bad["accuracy"], bad["weights"], bad["nnz"]) == (0.0, 266_200, 266_200)
+    assert (bad["macs"], bad["macs_remaining"], bad["seed"]) == (266_200, 266_200, 4)
+    assert not any(folder.exists() for folder in trainings.folders)
+    opened(path).run([TASK], DATA)  # it is not tried again
+    assert trainings.began == [4, 5, 6]
+
+
+def test_training_that_diverges_where_it_is_tested_is_an_error(path, trainings):
+    diverge(trainings, [5])
+    tested = TASK._replace(stage="test")
+    with pytest.raises(TrainingError, match="seed 5 is not finite"):
+        opened(path).run([tested], DATA)
+    assert [run["seed"] for run in read(path)["runs"].values()] == [4]
 
 
 # Killed
