@@ -82,6 +82,10 @@ class Config:
     drop_fraction: float = _number(0.3, 0, 1, "()")
     ste: str = "identity"  # or leaky_relu(SLOPE), softplus(SHARPNESS), relu, clipped
     norm: Literal["rms", "l2", "max", "none"] = "rms"  # of mask gradients
+    # Of the running mean of squared norms; 0: each gradient is divided by its own.
+    norm_decay: float = _number(0.9, 0, 1)
+    # The part of its gradient that a pruned weight gets.
+    pruned_gradient: float = _number(0.1, 0, 1, "[]")
     mask_learning_rate: float = _number(3e-4, 0, 1000, "()")
     mask_momentum: float = _number(0.9, 0, 1)
     mask_initial: float = _number(0.1, -100, 100)  # start value of mask variables

@@ -51,7 +51,9 @@ def scl(config: Config, steps: int) -> Method:
         wrap=lambda params: scl_jax.mask_params(
             params, initial=config.mask_initial, dtype=jnp.dtype(config.mask_dtype)
         ),
-        effective=lambda masked: scl_jax.apply_masks(masked, ste=ste),
+        effective=lambda masked: scl_jax.apply_masks(
+            masked, ste=ste, pruned_gradient=config.pruned_gradient
+        ),
         penalty=penalty,
         fold=scl_jax.fold_masks,
         tx=scl_jax.partition(
@@ -66,7 +68,7 @@ def masks_optimizer(
     """Return the optimizer of the mask variables, which rest from `freeze_at` on."""
     freeze_step = round(config.freeze_at * steps)
     normalize = scl_jax.normalize_by_feature(
-        MODELS[config.model].feature_axes, norm=config.norm
+        MODELS[config.model].feature_axes, norm=config.norm, decay=config.norm_decay
     )
     momentum = config.mask_momentum or None
     if config.sparsity:

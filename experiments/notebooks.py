@@ -1,14 +1,21 @@
 """Run every notebook, and compare each .ipynb with the .py it is paired with.
 
     make notebooks
+    python -m experiments.notebooks --pictures FOLDER [NAMES...]
 
 The sources are notebooks/*.py (jupytext py:percent). Each has a .ipynb beside it, for
 those who read it in a browser: the same cells, committed without outputs.
+
+Names choose notebooks, `budget` for notebooks/budget.py; all are run by default. With
+--pictures the PNG files that they leave in their working folder are kept.
 """
 
+import argparse
+import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import jupytext
@@ -45,11 +52,16 @@ def check_pair(source: Path) -> None:
         raise NotebookError(f"{pair}: its cells differ from {source.name}'s; {fix}")
 
 
-def execute(source: Path) -> None:
+def execute(source: Path, pictures: Path | None = None) -> list[str]:
     """Execute a notebook's source in an empty temporary folder.
 
     Args:
         source: The .py file, in jupytext's py:percent form.
+        pictures: A folder, to which the PNG files that the notebook leaves in its own
+            are copied once it has run to its end; None to copy nothing.
+
+    Returns:
+        The names of the files that were copied.
 
     Raises:
         NotebookError: A cell raises; the message holds the cell and its traceback.
@@ -69,30 +81,72 @@ def execute(source: Path) -> None:
         # A cell's error, a timeout, a kernel that dies: nbclient's have no common base.
         except Exception as error:
             raise NotebookError(f"{source}: {error}") from error
+        if pictures is None:
+            return []
+        left = sorted(Path(folder).glob("*.png"))
+        for picture in left:
+            shutil.copy(picture, pictures)
+        return [picture.name for picture in left]
 
 
-def main(folder: Path = FOLDER) -> None:
-    """Check and run all notebooks of a folder; exit with a message if one fails."""
+def main(
+    folder: Path = FOLDER, names: Sequence[str] = (), pictures: Path | None = None
+) -> None:
+    """Check and run notebooks of a folder; exit with a message if one fails.
+
+    Args:
+        folder: Where the notebooks are.
+        names: Which to run, without suffix; all of the folder if there are none.
+        pictures: Where the PNG files that they leave are copied to, made if missing.
+    """
     sources = sorted(folder.glob("*.py"))
     failures = [
         f"{pair}: has no .py beside it; write one, or remove it"
         for pair in sorted(folder.glob("*.ipynb"))
         if pair.with_suffix(".py") not in sources
     ]
-    if not (sources or failures):
+    if names:
+        known = [source.stem for source in sources]
+        unknown = sorted(set(names) - set(known))
+        if unknown:
+            sys.exit(
+                f"names must be of notebooks in {folder}, which are "
+                f"{', '.join(known) or 'none'}; got {', '.join(unknown)}"
+            )
+        sources, failures = [s for s in sources if s.stem in names], []
+    elif not (sources or failures):
         print(f"There is no notebook in {folder} yet.")
+    if pictures is not None:
+        # Before minutes are spent on what could not be kept.
+        pictures.mkdir(parents=True, exist_ok=True)
     for source in sources:
         start = time.monotonic()
         try:
             check_pair(source)
-            execute(source)
+            kept = execute(source, pictures)
         except NotebookError as error:
             failures.append(str(error))
         else:
-            print(f"{source.name}: ok, {time.monotonic() - start:.0f} s", flush=True)
+            words = ["ok", f"{time.monotonic() - start:.0f} s", *kept]
+            print(f"{source.name}: {', '.join(words)}", flush=True)
     if failures:
         sys.exit("\n".join(failures))
 
 
+def command_line(argv: Sequence[str], folder: Path = FOLDER) -> None:
+    """Run the notebooks of a folder as the command line says."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.notebooks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("names", nargs="*", help="notebooks, without suffix; all")
+    parser.add_argument(
+        "--pictures", type=Path, metavar="FOLDER", help="copy the PNG files there"
+    )
+    arguments = parser.parse_args(argv)
+    main(folder, arguments.names, arguments.pictures)
+
+
 if __name__ == "__main__":
-    main()
+    command_line(sys.argv[1:])

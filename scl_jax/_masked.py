@@ -1,5 +1,6 @@
 """MaskedParams and what is done with it: mask, apply, fold."""
 
+import functools
 import numbers
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -10,7 +11,7 @@ from jax.core import Tracer
 
 from scl_jax._paths import PyTree, is_none, leaf_path, leaves_by_path, listed
 from scl_jax._select import Rule, kernels, selected
-from scl_jax._step import STE, checked_ste, identity, unit_step
+from scl_jax._step import STE, checked_ste, identity, proxy_gradient, unit_step
 
 Initial = float | Callable[[str, jax.Array], jax.Array]
 
@@ -129,7 +130,9 @@ def _start_values(
     return jax.device_put(value, getattr(leaf, "sharding", None))
 
 
-def apply_masks(masked: MaskedParams, *, ste: STE = identity) -> PyTree:
+def apply_masks(
+    masked: MaskedParams, *, ste: STE = identity, pruned_gradient: float = 0.1
+) -> PyTree:
     """Return W * H(S), the parameters a model is called with in training.
 
     Call it inside the loss, of which the gradient is taken with respect to `masked`:
@@ -140,30 +143,76 @@ def apply_masks(masked: MaskedParams, *, ste: STE = identity) -> PyTree:
       masked: what `mask_params` made.
       ste: the straight-through estimator that carries the gradient to the mask
         variables; see `unit_step`.
+      pruned_gradient: the part of its gradient that a pruned weight gets, 0..1. At 0,
+        the exact gradient, it keeps its value until it is connected again. A little
+        lets it move, so that it comes back as one that is of use now.
 
     Returns:
       A pytree like `masked.weights`, in the weights' dtypes. With G the gradient
-      of a loss at it, the weights get G * H(S), the mask variables G * W * p(S).
+      of a loss at it, the weights get G where they are connected and
+      pruned_gradient * G where not, the mask variables G * W * p(S).
       NaN in a mask variable shows as NaN here.
 
     Raises:
-      TypeError: if `masked` is no MaskedParams or `ste` no hashable callable.
-      ValueError: if a mask has another shape than its weight, or the trees
-        differ in structure.
+      TypeError: if `masked` is no MaskedParams, `ste` no hashable callable, or
+        `pruned_gradient` no number.
+      ValueError: if a mask has another shape than its weight, the trees
+        differ in structure, or `pruned_gradient` is not from 0 to 1.
 
     Example:
-      >>> import jax.numpy as jnp
+      >>> import jax, jax.numpy as jnp
       >>> masked = MaskedParams({"w": jnp.array([2.0, 3.0])},
       ...                       {"w": jnp.array([0.1, -0.1])})
       >>> apply_masks(masked)["w"].tolist()
       [2.0, 0.0]
+      >>> gradient = jax.grad(lambda masked: apply_masks(masked)["w"].sum())(masked)
+      >>> print(gradient.weights["w"], gradient.masks["w"])
+      [1.  0.1] [2. 3.]
+
+    Reference:
+      `pruned_gradient` is our choice, between 0 and the 1 of straight-through weights
+      (Lin et al., arXiv 2006.07253): measured in experiments/README.md.
     """
     checked_ste(ste, "apply_masks")
+    part = checked_part(pruned_gradient, "apply_masks")
 
-    def product(weight, mask):
-        return weight * unit_step(mask, ste).astype(weight.dtype)
+    def product(weight, mask) -> Any:
+        return _product(weight, mask, ste, part)
 
     return _map_masked(product, masked, "apply_masks")
+
+
+def checked_part(pruned_gradient: Any, caller: str) -> float:
+    """Return `pruned_gradient`, or raise where it is no number from 0 to 1."""
+    if not isinstance(pruned_gradient, int | float):
+        raise TypeError(
+            f"{caller}: pruned_gradient must be a number, got {pruned_gradient!r}"
+        )
+    if not 0 <= pruned_gradient <= 1:
+        raise ValueError(
+            f"{caller}: pruned_gradient must be from 0 to 1, got {pruned_gradient}"
+        )
+    return float(pruned_gradient)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _product(weight: jax.Array, mask: jax.Array, ste: STE, part: float) -> Any:
+    del ste, part
+    return weight * unit_step(mask).astype(weight.dtype)
+
+
+def _product_forward(weight, mask, ste, part):
+    return _product(weight, mask, ste, part), (weight, mask)
+
+
+def _product_backward(ste, part, saved, g):
+    weight, mask = saved
+    to_weight = jnp.where(mask < 0, (part * g).astype(g.dtype), g)
+    to_mask = (g * weight).astype(mask.dtype) * proxy_gradient(ste, mask)
+    return to_weight, to_mask
+
+
+_product.defvjp(_product_forward, _product_backward)
 
 
 def fold_masks(masked: MaskedParams) -> PyTree:

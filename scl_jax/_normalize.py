@@ -1,39 +1,50 @@
 """The Optax transform that normalizes mask gradients per feature."""
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import optax
 
 from scl_jax._features import FeatureAxes, axes_tuple, reduced_axes
-from scl_jax._masked import map_masks
-from scl_jax._paths import leaf_path
+from scl_jax._masked import mask_leaves, with_mask_leaves
+from scl_jax._paths import is_none, leaf_path
 
 _NAME = "normalize_by_feature"
-_LARGEST_SIZE = float(1 / jnp.finfo(jnp.float32).tiny)
 
 
 def _rms(g: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    return jnp.sqrt(jnp.mean(jnp.square(g), axis=axes, keepdims=True))
+    return jnp.mean(jnp.square(g), axis=axes, keepdims=True)
 
 
 def _l2(g: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    return jnp.sqrt(jnp.sum(jnp.square(g), axis=axes, keepdims=True))
+    return jnp.sum(jnp.square(g), axis=axes, keepdims=True)
 
 
 def _max(g: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    return jnp.max(jnp.abs(g), axis=axes, keepdims=True)
+    return jnp.max(jnp.square(g), axis=axes, keepdims=True)
 
 
-_NORMS = {"rms": _rms, "l2": _l2, "max": _max, "none": None}
+_SQUARES = {"rms": _rms, "l2": _l2, "max": _max, "none": None}  # of the norms
+
+
+class NormalizeByFeatureState(NamedTuple):
+    """State of `normalize_by_feature`, unless `decay` is 0."""
+
+    count: jax.Array  # shape (), int32: steps taken
+    # For each leaf: the running mean of squared norms, float32, of the leaf's shape
+    # with 1 for the axes that are no feature axes.
+    squares: tuple[jax.Array, ...]
 
 
 def normalize_by_feature(
-    feature_axes: FeatureAxes = -1, *, norm: str = "rms"
+    feature_axes: FeatureAxes = -1, *, norm: str = "rms", decay: float = 0.9
 ) -> optax.GradientTransformation:
     r"""Divide each feature's slice of the mask gradients by the slice's norm.
 
     .. math::
-      N(g)_{\cdot f} = g_{\cdot f} / \lVert g_{\cdot f} \rVert
+      v_f \leftarrow d \, v_f + (1 - d) \lVert g_{\cdot f} \rVert^2, \qquad
+      N(g)_{\cdot f} = g_{\cdot f} / \sqrt{v_f / (1 - d^t)}
 
     A feature `f` is one output unit, a neuron or a filter; its slice holds the
     mask gradients of all its incoming weights. Mask gradients are G * W, so
@@ -55,63 +66,127 @@ def normalize_by_feature(
         source names none. On LeNet-300-100 rms, l2 and max came out alike in
         accuracy over sparsity (experiments/configs/fashion_mnist_lenet300.py);
         with rms, a learning rate does not depend on a feature's number of inputs.
+      decay: d, from 0 to below 1, of the running mean of squared norms. At 0 each
+        gradient is divided by its own norm, and a step with a large gradient, which
+        says more, counts no more than one with a small gradient.
 
     Returns:
-      A stateless `optax.GradientTransformation`. Squares are summed in float32;
-      an update has the dtype of its gradient. A feature whose gradient is zero
-      (or has squares below float32's range) is left as it is. NaN and infinity
-      show as NaN in their feature. Given a `MaskedParams`, it normalizes the
-      masks' gradients and leaves those of the weights alone.
+      An `optax.GradientTransformation`, whose state is a number for each feature;
+      there is none if `decay` is 0. Squares are summed in float32; an update has the
+      dtype of its gradient. A feature whose gradient is zero (or has squares below
+      float32's range) is left as it is. NaN and infinity show as NaN in their
+      feature, and stay in its running mean. Given a `MaskedParams`, it normalizes
+      the masks' gradients and leaves those of the weights alone.
 
     Raises:
-      ValueError: if the norm is unknown; at init and update, if a feature axis is
-        out of range for a leaf or given twice.
-      TypeError: if `feature_axes` is no int, tuple of ints or callable, or a
-        gradient is not floating.
+      ValueError: if the norm is unknown or the decay is not in [0, 1); at init and
+        update, if a feature axis is out of range for a leaf or given twice; at update,
+        if the state is of other leaves.
+      TypeError: if `feature_axes` is no int, tuple of ints or callable, the decay is
+        no number, or a gradient is not floating; at update, if the state is another
+        transform's.
 
     Example:
       >>> import jax.numpy as jnp
       >>> tx = normalize_by_feature()
       >>> gradient = {"kernel": jnp.array([[64.0, 0.25, 0.0], [-64.0, 0.25, 0.0]])}
-      >>> updates, _ = tx.update(gradient, tx.init(gradient))
-      >>> print(updates["kernel"])
+      >>> updates, state = tx.update(gradient, tx.init(gradient))
+      >>> print(updates["kernel"].round(3))
       [[ 1.  1.  0.]
        [-1.  1.  0.]]
+      >>> print(state.squares[0].shape)
+      (1, 3)
 
     Reference:
-      Tang et al., arXiv 2201.05020, for the idea; the norm and the order with the
-      penalty are our choice.
+      Tang et al., arXiv 2201.05020, for the idea; the norm, its running mean (measured
+      in experiments/README.md) and the order with the penalty are our choice.
     """
-    if norm not in _NORMS:
+    if norm not in _SQUARES:
         raise ValueError(
-            f"normalize_by_feature: norm must be one of {', '.join(_NORMS)}; "
+            f"normalize_by_feature: norm must be one of {', '.join(_SQUARES)}; "
             f"got {norm!r}"
         )
     if not callable(feature_axes):
         axes_tuple(feature_axes, _NAME)
-    measure = _NORMS[norm]
+    square = _SQUARES[norm]
+    stateless = _is_zero(decay) or square is None
 
-    def axes_of(key_path, leaf):
-        return reduced_axes(feature_axes, leaf_path(key_path), leaf, _NAME)
-
-    def normalize(key_path, g):
-        axes = axes_of(key_path, g)
-        if measure is None:
-            return g
-        g_float32 = g.astype(jnp.float32)
-        size = measure(g_float32, axes)
-        # A size that overflowed, or whose reciprocal would underflow, must not turn
-        # finite gradients into zeros in silence.
-        size = jnp.where(size > _LARGEST_SIZE, jnp.nan, size)
-        return jnp.where(size == 0, g_float32, g_float32 / size).astype(g.dtype)
+    def reduced(leaves):
+        """Return the axes that the norm of each leaf reduces over."""
+        return [
+            reduced_axes(feature_axes, leaf_path(key_path), leaf, _NAME)
+            for key_path, leaf in leaves
+        ]
 
     def init_fn(params):
-        # Nothing to keep: only to say as early as possible what does not fit.
-        map_masks(axes_of, params)
-        return optax.EmptyState()
+        leaves = mask_leaves(params)
+        axes = reduced(leaves)  # stateless or not, what does not fit is said here
+        if stateless:
+            return optax.EmptyState()
+        shapes = [
+            tuple(1 if i in own else n for i, n in enumerate(leaf.shape))
+            for (_, leaf), own in zip(leaves, axes, strict=True)
+        ]
+        zeros: Any = tuple(jnp.zeros(shape, jnp.float32) for shape in shapes)
+        # optax.tree_map_params asks with a placeholder, in which not even a None is.
+        if not jax.tree.leaves(params, is_leaf=is_none):
+            zeros = jnp.zeros(())
+        return NormalizeByFeatureState(jnp.zeros((), jnp.int32), zeros)
 
     def update_fn(updates, state, params=None):
         del params
-        return map_masks(normalize, updates), state
+        leaves = mask_leaves(updates)
+        axes = reduced(leaves)
+        if square is None:
+            return updates, state
+        gradients = [g for _, g in leaves]
+        squares = [
+            square(g.astype(jnp.float32), own)
+            for g, own in zip(gradients, axes, strict=True)
+        ]
+        if not stateless:
+            squares, state = _averaged(squares, state, decay)
+        return with_mask_leaves(updates, map(_divided, gradients, squares)), state
 
     return optax.GradientTransformation(init_fn, update_fn)
+
+
+def _is_zero(decay: Any) -> bool:
+    """Check a decay, and tell whether it is a 0 that will stay one."""
+    # Of optax.inject_hyperparams it is an array that changes, and may be traced.
+    if isinstance(decay, jax.Array):
+        return False
+    if not isinstance(decay, int | float):
+        raise TypeError(f"{_NAME}: decay must be a number, got {decay!r}")
+    if not 0 <= decay < 1:
+        raise ValueError(f"{_NAME}: decay must be in [0, 1), got {decay}")
+    return decay == 0
+
+
+def _averaged(
+    squares: list[jax.Array], state: NormalizeByFeatureState, decay: Any
+) -> tuple[list[jax.Array], NormalizeByFeatureState]:
+    """Return the running means of squared norms, without bias, and the new state."""
+    if not isinstance(state, NormalizeByFeatureState):
+        raise TypeError(
+            f"{_NAME}: needs the state that its init made; got {type(state).__name__}"
+        )
+    shapes, known = ([one.shape for one in many] for many in (squares, state.squares))
+    if shapes != known:
+        raise ValueError(
+            f"{_NAME}: needs the state that its init made for these leaves; their "
+            f"features have the shapes {shapes}, those of the state {known}"
+        )
+    count: Any = optax.safe_increment(state.count)
+    pairs = zip(state.squares, squares, strict=True)
+    means = tuple(decay * old + (1 - decay) * new for old, new in pairs)
+    unbiased = [mean / (1 - decay ** count.astype(jnp.float32)) for mean in means]
+    return unbiased, NormalizeByFeatureState(count, means)
+
+
+def _divided(g: jax.Array, square: jax.Array) -> jax.Array:
+    """Return a gradient over the root of its squared norms; over 1 where that is 0."""
+    g_float32, size = g.astype(jnp.float32), jnp.sqrt(square)
+    # Squares that overflowed must not turn finite gradients into zeros in silence.
+    size = jnp.where(jnp.isinf(size), jnp.nan, size)
+    return jnp.where(size == 0, g_float32, g_float32 / size).astype(g.dtype)

@@ -156,8 +156,9 @@ def add_connection_penalty(
       >>> masks = {"kernel": jnp.zeros((2, 1))}
       >>> gradient = {"kernel": jnp.array([[3.0], [-3.0]])}
       >>> updates, _ = decoupled.update(gradient, decoupled.init(masks), masks)
-      >>> updates["kernel"].tolist()
-      [[1.5], [-0.5]]
+      >>> print(updates["kernel"].round(3))
+      [[ 1.5]
+       [-0.5]]
     """
     checked_ste(ste, "add_connection_penalty")
     find_cost = cost_of(costs, "add_connection_penalty")

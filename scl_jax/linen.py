@@ -11,7 +11,7 @@ import jax
 import optax
 
 import scl_jax
-from scl_jax._masked import Initial, check_masked
+from scl_jax._masked import Initial, check_masked, checked_part
 from scl_jax._paths import PyTree, leaves_by_path, listed
 from scl_jax._select import Rule
 from scl_jax._step import STE, checked_ste
@@ -28,6 +28,7 @@ def masked(
     initial: Initial = 0.1,
     dtype: Any = None,
     ste: STE = scl_jax.identity,
+    pruned_gradient: float = 0.1,
 ) -> Module:
     """Wrap a Linen module so that it makes, keeps and applies its masks itself.
 
@@ -43,6 +44,8 @@ def masked(
       initial: the mask variables' start value, as in `scl_jax.mask_params`.
       dtype: the mask variables' floating dtype; that of each weight by default.
       ste: the straight-through estimator; see `scl_jax.unit_step`.
+      pruned_gradient: the part of its gradient that a pruned weight gets, as in
+        `scl_jax.apply_masks`.
 
     Returns:
       A module of the same fields and name, or a class of such. `init` itself
@@ -52,9 +55,10 @@ def masked(
       `scl_jax.fold_masks(scl_jax.linen.split(params))`, never `params`.
 
     Raises:
-      TypeError: if `module` is neither module nor class, or `ste` no hashable
-        callable; at `init`, as `scl_jax.mask_params`.
-      ValueError: if an instance inside another module is wrapped; at `init`, as
+      TypeError: if `module` is neither module nor class, `ste` no hashable
+        callable, or `pruned_gradient` no number; at `init`, as `scl_jax.mask_params`.
+      ValueError: if an instance inside another module is wrapped, or
+        `pruned_gradient` is not from 0 to 1; at `init`, as
         `scl_jax.mask_params`, or if a parameter has a mask variable's name; at
         `apply`, if the parameters have no mask variables.
 
@@ -69,6 +73,7 @@ def masked(
       [[0.0, 0.0, 0.0]]
     """
     checked_ste(ste, "masked")
+    checked_part(pruned_gradient, "masked")
     if isinstance(module, nn.Module):
         if isinstance(module.parent, nn.Module):
             raise ValueError(
@@ -76,7 +81,12 @@ def masked(
                 f"masked(nn.Dense)(3); got the instance {type(module).__name__}"
             )
         wrap: Any = functools.partial(
-            masked, select=select, initial=initial, dtype=dtype, ste=ste
+            masked,
+            select=select,
+            initial=initial,
+            dtype=dtype,
+            ste=ste,
+            pruned_gradient=pruned_gradient,
         )
         fields = {f.name for f in dataclasses.fields(module) if f.init} - {"parent"}
         return wrap(type(module))(**{name: getattr(module, name) for name in fields})
@@ -87,7 +97,8 @@ def masked(
 
     def use(variables):
         pair = split(variables.get("params", {}))
-        return {"params": scl_jax.apply_masks(pair, ste=ste)}
+        applied = scl_jax.apply_masks(pair, ste=ste, pruned_gradient=pruned_gradient)
+        return {"params": applied}
 
     def show(variables):
         return {"params": _parted(variables.get("params", {})).weights}

@@ -12,6 +12,7 @@ from scl_jax._masked import (
     MaskedParams,
     apply_masks,
     check_masked,
+    checked_part,
     mask_params,
 )
 from scl_jax._paths import is_none, leaf_path, leaves_by_path, listed
@@ -49,6 +50,7 @@ class Masked(nnx.Module):
         where a leaf is masked, None elsewhere. Part of `nnx.state`, and so of
         checkpoints.
       ste: the straight-through estimator of a call.
+      pruned_gradient: the part of its gradient that a pruned weight gets.
 
     Args:
       model: an `nnx.Module`. Its `nnx.Param`s are looked at.
@@ -57,6 +59,7 @@ class Masked(nnx.Module):
       initial: the mask variables' start value, or a function (path, leaf) -> array.
       dtype: the mask variables' floating dtype; that of each weight by default.
       ste: the straight-through estimator, as in `apply_masks`.
+      pruned_gradient: the part of its gradient that a pruned weight gets, likewise.
 
     Raises:
       TypeError: if `model` is no `nnx.Module`, or a `Masked` already; and what
@@ -86,6 +89,7 @@ class Masked(nnx.Module):
         initial: Initial = 0.1,
         dtype: Any = None,
         ste: STE = identity,
+        pruned_gradient: float = 0.1,
     ):
         if not isinstance(model, nnx.Module) or isinstance(model, Masked):
             raise TypeError(
@@ -109,6 +113,7 @@ class Masked(nnx.Module):
             jax.tree.map(variable, masks, params.raw_mapping, is_leaf=is_none)
         )
         self.ste = checked_ste(ste, "Masked")
+        self.pruned_gradient = checked_part(pruned_gradient, "Masked")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the model with W * H(S)."""
@@ -129,7 +134,9 @@ class Masked(nnx.Module):
           [[0.0, 0.0], [0.0, 0.0], [0.0, 0.0]]
         """
         graph, _, others = nnx.split(self.model, nnx.Param, ...)
-        applied = apply_masks(self.masked_params(), ste=self.ste)
+        applied = apply_masks(
+            self.masked_params(), ste=self.ste, pruned_gradient=self.pruned_gradient
+        )
         return nnx.merge(graph, nnx.State(applied), others)
 
     def masked_params(self) -> MaskedParams:

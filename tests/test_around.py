@@ -74,7 +74,7 @@ def test_multi_steps_around_partition_normalizes_the_mean_gradient():
     a = numbers(4, 3, seed=60)
     b = 10 * numbers(4, 3, seed=61)
     batches = [gradient(2, a), gradient(3, b)]
-    masks_tx = optax.chain(normalize_by_feature(), optax.sgd(0.1))
+    masks_tx = optax.chain(normalize_by_feature(decay=0), optax.sgd(0.1))
     around = optax.MultiSteps(partition(optax.sgd(0.1), masks_tx), 2)
     right = S - 0.1 * normalized((a + b) / 2)
     assert close(run(around, batches).masks["kernel"], right)
@@ -83,7 +83,7 @@ def test_multi_steps_around_partition_normalizes_the_mean_gradient():
     inner = optax.MultiSteps(optax.sgd(0.1), 2).gradient_transformation()
     inside = partition(
         optax.MultiSteps(optax.sgd(0.1), 2).gradient_transformation(),
-        optax.chain(normalize_by_feature(), inner),
+        optax.chain(normalize_by_feature(decay=0), inner),
     )
     wrong = S - 0.1 * (normalized(a) + normalized(b)) / 2
     assert close(run(inside, batches).masks["kernel"], wrong)
@@ -101,7 +101,7 @@ def clipped(leaves, most):
 def test_clipping_around_partition_lets_mask_gradients_slow_the_weights():
     g = gradient(2, 1e3 * numbers(4, 3, seed=60))
     bias, kernel = g.weights["bias"], g.weights["kernel"]
-    masks_tx = optax.chain(normalize_by_feature(), optax.sgd(0.1))
+    masks_tx = optax.chain(normalize_by_feature(decay=0), optax.sgd(0.1))
     clip = optax.clip_by_global_norm(1.0)
 
     inside = run(partition(optax.chain(clip, optax.sgd(0.1)), masks_tx), [g])
@@ -124,7 +124,7 @@ def test_clipping_around_partition_lets_mask_gradients_slow_the_weights():
 def test_apply_if_finite_around_partition_skips_weights_and_masks_together():
     good = gradient(2)
     bad = jax.tree.map(lambda g: g.at[(0,) * g.ndim].set(jnp.nan), gradient(3))
-    masks_tx = optax.chain(normalize_by_feature(), optax.sgd(0.1, 0.9))
+    masks_tx = optax.chain(normalize_by_feature(decay=0), optax.sgd(0.1, 0.9))
     whole = partition(optax.sgd(0.1, 0.9), masks_tx)
     skipped = kernels_of(run(optax.apply_if_finite(whole, 5), [bad, good]))
     # As if there had been only the good batch: the momentum, too, knows no other.
@@ -145,7 +145,7 @@ def test_apply_if_finite_around_partition_skips_weights_and_masks_together():
 @pytest.mark.parametrize("rate", [0.0, 0.25])
 def test_learning_rate_of_the_masks_can_be_injected_and_set_alone(rate):
     def masks_tx(mask_rate):
-        return optax.chain(normalize_by_feature(), optax.sgd(mask_rate))
+        return optax.chain(normalize_by_feature(decay=0), optax.sgd(mask_rate))
 
     tx = partition(
         optax.inject_hyperparams(optax.sgd)(learning_rate=0.1),
@@ -189,7 +189,7 @@ def test_average_of_weights_goes_with_the_masks_in_use():
 
 def test_average_of_updates_inside_the_weights_optimizer_leaves_masks_alone():
     first, second = gradient(2), gradient(3)
-    masks_tx = optax.chain(normalize_by_feature(), optax.sgd(0.1))
+    masks_tx = optax.chain(normalize_by_feature(decay=0), optax.sgd(0.1))
     ema = optax.ema(0.9, debias=False)
     inside = partition(optax.chain(optax.sgd(0.1), ema), masks_tx)
     around = optax.chain(partition(optax.sgd(0.1), masks_tx), ema)
@@ -202,7 +202,7 @@ def test_average_of_updates_inside_the_weights_optimizer_leaves_masks_alone():
 
 def test_recipe_ends_on_the_exponential_average_of_the_weights_alone():
     gradients = [gradient(seed) for seed in (2, 3, 4)]
-    masks_tx = optax.chain(normalize_by_feature(), optax.sgd(0.1))
+    masks_tx = optax.chain(normalize_by_feature(decay=0), optax.sgd(0.1))
     tx = partition(optax.chain(optax.sgd(0.1), end_on_average(0.25)), masks_tx)
     params: Any = masked()
     state = tx.init(params)
@@ -224,7 +224,7 @@ def test_recipe_ends_on_the_exponential_average_of_the_weights_alone():
 def test_penalty_is_coupled_before_the_normalization_and_decoupled_behind_it():
     # The first feature's gradients are a thousandth of the others'.
     g_S = numbers(4, 3, seed=60) * np.array([1e-3, 1.0, 1.0], np.float32)
-    penalty, normalize = add_connection_penalty(0.2), normalize_by_feature()
+    penalty, normalize = add_connection_penalty(0.2), normalize_by_feature(decay=0)
     coupled = optax.chain(penalty, normalize, optax.sgd(0.1))
     decoupled = optax.chain(normalize, penalty, optax.sgd(0.1))
     before, behind = (

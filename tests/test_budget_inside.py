@@ -284,7 +284,9 @@ def test_over_devices_it_is_the_same_and_mask_variables_are_not_sent(spec, kind,
     for _ in range(FREEZE + 1):
         updates, state = compiled(gradient, state, masks)
         masks = optax.apply_updates(masks, updates)
-        for x in jax.tree.leaves((masks, updates, state.inner)):
+        like_masks = optax.tree_utils.tree_get(state.inner, "trace")
+        assert jax.tree.map(jnp.shape, like_masks) == jax.tree.map(jnp.shape, MASKS)
+        for x in jax.tree.leaves((masks, updates, like_masks)):
             assert x.sharding.is_equivalent_to(sharding, 2)
     one_device, coefficient = alone
     for name in ("a", "c"):

@@ -30,6 +30,7 @@ NUMBERS = {
     "sparsity": (0, 1),
     "penalty": (0, 1),
     "mask_momentum": (0, 1),
+    "norm_decay": (0, 1),
     "mask_initial": (-100, 100),
     "warmup_epochs": (0, 1000),
     "checkpoint_every": (0, 1e6),
@@ -40,7 +41,7 @@ ABOVE = {
     "drop_fraction": (0, 1),
 }
 PARTS = ("freeze_at", "schedule_end")  # of the training: (0, 1], below
-OTHERS = {*PARTS, "schedule_begin", "image_size"}  # [0, 4096], below
+OTHERS = {*PARTS, "schedule_begin", "image_size", "pruned_gradient"}  # below
 
 TINIEST, BELOW_ONE = math.ulp(0.0), math.nextafter(1.0, 0.0)
 
@@ -62,6 +63,13 @@ def refused(field, value, bounds):
 def test_every_ranged_field_is_in_the_tables_above():
     ranged = {f.name for f in dataclasses.fields(Config) if "range" in f.metadata}
     assert ranged == {*INTEGERS, *NUMBERS, *ABOVE, *OTHERS}
+
+
+def test_pruned_weights_may_get_all_of_their_gradient_or_none():
+    for value in (0, 0.0, TINIEST, 0.5, BELOW_ONE, 1, 1.0):
+        assert make(pruned_gradient=value).pruned_gradient == value
+    for value in (-TINIEST, math.nextafter(1.0, 2.0), math.nan, "0.1"):
+        refused("pruned_gradient", value, "a number in [0, 1]")
 
 
 @pytest.mark.parametrize("field", INTEGERS)

@@ -46,8 +46,9 @@ def rms(g, axes):
 
 def test_copies_are_normalized_each_for_itself_by_vmap_or_by_a_feature_axis():
     g, nothing = {"kernel": stacked_gradients()}, optax.EmptyState()
-    under_vmap, _ = jax.vmap(normalize_by_feature().update, (0, None))(g, nothing)
-    by_axis, _ = normalize_by_feature((0, -1)).update(g, nothing)
+    normalize = normalize_by_feature(decay=0)
+    under_vmap, _ = jax.vmap(normalize.update, (0, None))(g, nothing)
+    by_axis, _ = normalize_by_feature((0, -1), decay=0).update(g, nothing)
     expected = g["kernel"] / rms(g["kernel"], 1)
     np.testing.assert_allclose(under_vmap["kernel"], expected, rtol=1e-5)
     np.testing.assert_allclose(by_axis["kernel"], expected, rtol=1e-5)
@@ -56,7 +57,7 @@ def test_copies_are_normalized_each_for_itself_by_vmap_or_by_a_feature_axis():
 def test_a_stacked_tree_is_taken_for_one_kernel_where_nothing_tells_its_copies():
     # It has the shape of a one-dimensional convolution's kernel.
     g = {"kernel": stacked_gradients()}
-    updates, _ = normalize_by_feature().update(g, optax.EmptyState())
+    updates, _ = normalize_by_feature(decay=0).update(g, optax.EmptyState())
     np.testing.assert_allclose(
         updates["kernel"], g["kernel"] / rms(g["kernel"], (0, 1)), rtol=1e-5
     )

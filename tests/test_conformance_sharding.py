@@ -236,6 +236,6 @@ def test_norm_of_a_feature_that_lies_on_several_devices_is_numpys(
     parts = there.sharding.shard_shape(shape)
     assert all(parts[axis] == shape[axis] for axis in axes)
     assert np.prod(parts) == np.prod(shape) / 8
-    update = jax.jit(normalize_by_feature(features).update)
+    update = jax.jit(normalize_by_feature(features, decay=0).update)
     got, _ = update(there, optax.EmptyState())
     np.testing.assert_allclose(got, expected, rtol=2e-6)

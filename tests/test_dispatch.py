@@ -26,7 +26,7 @@ def test_times_are_of_calls_and_ratios_are_to_dense(monkeypatch):
     assert got["arrays"] == [5, 5]
 
 
-@pytest.mark.parametrize(("kind", "arrays"), [("dense", 8), ("scl", 12)])
+@pytest.mark.parametrize(("kind", "arrays"), [("dense", 8), ("scl", 15)])
 def test_trainers_train_and_hold_what_they_are_said_to(kind, arrays):
 
     trainer = dispatch._Trainer(2, kind)

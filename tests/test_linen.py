@@ -321,3 +321,23 @@ def test_optimizer_works_inside_multi_steps_and_its_state_can_be_mapped():
         scaled = jax.tree.map(lambda g, w=weight: w * g, gradient)
         updates, state = multi.update(scaled, state, params)
     close(updates, expected)
+
+
+@pytest.mark.parametrize("part", [0, 0.25])
+@pytest.mark.parametrize("wrap", ["instance", "class"])
+def test_pruned_weights_get_the_part_of_their_gradient_that_is_asked_for(part, wrap):
+    options = {"initial": -1.0, "pruned_gradient": part}
+    model = (
+        masked(nn.Dense(3), **options)
+        if wrap == "instance"
+        else masked(nn.Dense, **options)(3)
+    )
+    x = jnp.ones((2, 4))
+    params = model.init(jax.random.key(0), x)["params"]
+    gradient = jax.grad(lambda params: model.apply({"params": params}, x).sum())(params)
+    np.testing.assert_allclose(gradient["kernel"], np.full((4, 3), 2 * part), rtol=1e-6)
+
+
+def test_part_of_the_gradient_that_is_out_of_range_is_refused():
+    with pytest.raises(ValueError, match="masked: pruned_gradient must be from 0 to 1"):
+        masked(nn.Dense(3), pruned_gradient=2)

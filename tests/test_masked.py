@@ -338,7 +338,8 @@ def test_all_of_it_works_on_nnx_variables():
     )
 
     def loss(masked):
-        return nnx.merge(graph, apply_masks(masked))(x).sum() + connection_count(masked)
+        applied = apply_masks(masked, pruned_gradient=0)
+        return nnx.merge(graph, applied)(x).sum() + connection_count(masked)
 
     gradient = jax.grad(loss)(masked)
     kernel = np.asarray(state["dense"]["kernel"][...])
@@ -357,8 +358,8 @@ def test_pruned_weight_keeps_its_value():
     pruned = as_numpy(binary_masks(masked))
 
     def loss(masked):
-        applied = apply_masks(masked)
-        return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(applied))
+        applied = apply_masks(masked, pruned_gradient=0)
+        return sum(jnp.sum((leaf - 1) ** 2) for leaf in jax.tree.leaves(applied))
 
     tx = scl_jax.partition(optax.sgd(0.1), optax.set_to_zero())
     state = tx.init(masked)
@@ -378,7 +379,7 @@ def test_connection_comes_back_with_its_old_weight():
     masked = MaskedParams({"w": jnp.float32([2.0])}, {"w": jnp.float32([-0.25])})
 
     def loss(masked):
-        return jnp.sum((apply_masks(masked)["w"] - 2.0) ** 2)
+        return jnp.sum((apply_masks(masked, pruned_gradient=0)["w"] - 2.0) ** 2)
 
     tx = scl_jax.partition(optax.sgd(0.1), optax.sgd(0.02))
     state, counts = tx.init(masked), []
@@ -397,6 +398,70 @@ def test_connection_never_comes_back_under_the_relu_counter_example():
         return jnp.sum((apply_masks(masked, ste=ReLU())["w"] - 2.0) ** 2)
 
     assert jax.grad(loss)(masked).masks["w"].tolist() == [0.0]
+
+
+# The gradient of pruned weights
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16, F16])
+@pytest.mark.parametrize("part", [0, 0.25, 1, 1.0])
+def test_pruned_weight_gets_a_part_of_its_gradient_and_no_other_does(dtype, part):
+    rng = np.random.default_rng(0)
+    w, s, g = (jnp.asarray(rng.normal(size=(6, 5)), dtype) for _ in range(3))
+    masked = MaskedParams({"w": w, "b": w[0]}, {"w": s, "b": None})
+
+    def loss(masked):
+        applied = apply_masks(masked, pruned_gradient=part)
+        return jnp.sum(applied["w"] * g) + jnp.sum(applied["b"] * g[0])
+
+    gradient = jax.grad(loss)(masked)
+    exact = np.asarray(g, np.float64)
+    expected = np.where(np.asarray(s, np.float64) >= 0, exact, part * exact)
+    assert gradient.weights["w"].dtype == dtype
+    np.testing.assert_array_equal(gradient.weights["w"], expected.astype(dtype))
+    # What is not masked, and the mask variables, know nothing of the part.
+    np.testing.assert_array_equal(gradient.weights["b"], g[0])
+    np.testing.assert_array_equal(gradient.masks["w"], g * w)
+
+
+def test_a_tenth_is_the_default():
+    masked = MaskedParams({"w": jnp.ones(2)}, {"w": jnp.float32([1.0, -1.0])})
+    gradient = jax.grad(lambda masked: apply_masks(masked)["w"].sum())(masked)
+    np.testing.assert_allclose(gradient.weights["w"], [1.0, 0.1], rtol=1e-6)
+
+
+def test_weight_that_was_pruned_with_the_wrong_sign_can_turn_and_come_back():
+    # The loss wants 1. The weight is below 0: connected as it is, it would do harm.
+    start = MaskedParams({"w": jnp.float32([-0.2])}, {"w": jnp.float32([-0.1])})
+    tx = scl_jax.partition(optax.sgd(0.1), optax.sgd(0.02))
+
+    def trained(part):
+        def loss(masked):
+            applied = apply_masks(masked, pruned_gradient=part)
+            return jnp.sum((applied["w"] - 1.0) ** 2)
+
+        masked, state = start, tx.init(start)
+        for _ in range(100):
+            updates, state = tx.update(jax.grad(loss)(masked), state, masked)
+            masked = optax.apply_updates(masked, updates)
+        return apply_masks(masked)["w"].item()
+
+    assert trained(0) == 0.0
+    np.testing.assert_allclose(trained(0.1), 1.0, rtol=1e-3)
+
+
+@pytest.mark.parametrize("part", [-0.1, 1.1, np.nan, np.inf])
+def test_part_out_of_range_is_refused(part):
+    masked = MaskedParams({"w": jnp.ones(2)}, {"w": jnp.ones(2)})
+    with pytest.raises(ValueError, match="pruned_gradient must be from 0 to 1, got"):
+        apply_masks(masked, pruned_gradient=part)
+
+
+@pytest.mark.parametrize("part", ["0.1", None, jnp.float32(0.1)])
+def test_part_that_is_no_number_is_refused(part):
+    masked = MaskedParams({"w": jnp.ones(2)}, {"w": jnp.ones(2)})
+    with pytest.raises(TypeError, match="pruned_gradient must be a number, got"):
+        apply_masks(masked, pruned_gradient=part)
 
 
 # connection_count

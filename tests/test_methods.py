@@ -167,7 +167,7 @@ def test_first_step_is_that_of_numpy(ste, norm):
     new_kernel, new_bias, new_mask = leaves_of(state.trained)
     np.testing.assert_allclose(
         new_kernel,
-        kernel - settings.learning_rate * gradient * connected,
+        kernel - settings.learning_rate * gradient * np.where(connected, 1, 0.1),
         rtol=1e-4,
         atol=1e-6,
     )
@@ -248,7 +248,7 @@ def test_masks_stop_moving_exactly_where_they_are_frozen(freeze_at, moving):
 
 
 def test_pruned_weight_keeps_its_value():
-    settings = config(momentum=0.0)
+    settings = config(momentum=0.0, pruned_gradient=0.0)
     state, epoch = start(settings, "scl")
     state = random_masks(state)
     kernel, _, mask = leaves_of(host(state.trained))
@@ -281,14 +281,15 @@ def test_momentum_adds_up_the_steps_before(method):
             for name in ("kernel", "bias")
         )
         mask = np.ones_like(kernel)
-    velocity, mask_velocity, bias_velocity = 0.0, 0.0, 0.0
+    velocity, mask_velocity, bias_velocity, squares = 0.0, 0.0, 0.0, 0.0
     for step in range(2):
         connected = mask >= 0
         gradient, bias_gradient = task_gradient(kernel * connected, bias)
         mask_gradient = gradient * kernel + settings.penalty
-        mask_gradient /= np.sqrt((mask_gradient**2).mean(axis=0))
+        squares = 0.9 * squares + 0.1 * (mask_gradient**2).mean(axis=0)
+        mask_gradient /= np.sqrt(squares / (1 - 0.9 ** (step + 1)))
         rate = settings.learning_rate * 0.5 * (1 + np.cos(np.pi * step / 8))
-        velocity = 0.5 * velocity + gradient * connected
+        velocity = 0.5 * velocity + gradient * np.where(connected, 1, 0.1)
         bias_velocity = 0.5 * bias_velocity + bias_gradient
         mask_velocity = 0.25 * mask_velocity + mask_gradient
         kernel = kernel - rate * velocity

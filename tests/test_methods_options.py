@@ -218,3 +218,56 @@ def test_training_keeps_connections_of_a_layer_that_it_would_lose(
 def test_names_of_methods_are_those_they_are_asked_for_by():
     for name, make in METHODS.items():
         assert make(config(), 12).name == name
+
+
+# What SCL does for pruned weights, and what it divides by
+
+
+@pytest.mark.parametrize("part", [0.0, 0.25, 1.0])
+def test_part_of_the_gradient_of_pruned_weights_is_that_of_the_config(part):
+    settings = config(pruned_gradient=part)
+    way = scl(settings, 12)
+    masked = way.wrap(random_tree(parameters(settings)))
+    masked = masked._replace(masks=random_tree(masked.masks, seed=1))
+
+    def loss(masked):
+        return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(way.effective(masked)))
+
+    gradient = jax.grad(loss)(masked).weights["Dense_0"]["kernel"]
+    pruned = np.asarray(masked.masks["Dense_0"]["kernel"]) < 0
+    assert 0 < pruned.sum() < pruned.size
+    np.testing.assert_allclose(gradient, np.where(pruned, part, 1.0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5])
+def test_running_norm_is_that_of_the_config(decay):
+    changes = {"norm_decay": decay, "mask_momentum": 0.0, "mask_learning_rate": 1.0}
+    way = scl(config(sparsity=0.0, penalty=0.0, **changes), 12)
+    masked = way.wrap(random_tree(parameters(config())))
+    state = way.tx.init(masked)
+    gradient = random_tree(masked, seed=1)
+    # After a gradient thrice as large, in the mean of squares with weights d and 1.
+    for size in (3.0, 1.0):
+        scaled = jax.tree.map(lambda leaf, size=size: size * leaf, gradient)
+        updates, state = way.tx.update(scaled, state, masked)
+    g = np.asarray(gradient.masks["Dense_0"]["kernel"], np.float64)
+    mean = (9 * decay + 1) / (decay + 1) * (g**2).mean(0, keepdims=True)
+    np.testing.assert_allclose(
+        updates.masks["Dense_0"]["kernel"], -g / np.sqrt(mean), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("method", ["gmp", "gmp_uniform"])
+def test_baselines_that_give_pruned_weights_no_gradient_go_on_doing_so(method):
+    settings = config(sparsity=0.5, schedule_end=0.5, pruned_gradient=1.0)
+    way = METHODS[method](settings, 12)
+    masked = way.wrap(random_tree(parameters(config())))
+    masked = masked._replace(masks=jax.tree.map(jnp.sign, random_tree(masked.masks, 1)))
+
+    def loss(masked):
+        return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(way.effective(masked)))
+
+    gradient = jax.grad(loss)(masked).weights["Dense_0"]["kernel"]
+    pruned = np.asarray(masked.masks["Dense_0"]["kernel"]) < 0
+    assert 0 < pruned.sum() < pruned.size
+    np.testing.assert_array_equal(gradient, np.where(pruned, 0.0, 1.0))

@@ -215,7 +215,8 @@ def test_partition_survives_tree_map_params():
 
 def test_call_has_the_gradients_of_the_method():
     s = np.array([[0.1, -0.1], [-0.2, 0.0], [0.3, -0.3]], np.float32)
-    model = linear(lambda path, leaf: s, ste=scl_jax.LeakyReLU(0.5))
+    options = {"ste": scl_jax.LeakyReLU(0.5), "pruned_gradient": 0}
+    model = linear(lambda path, leaf: s, **options)
     model.model.bias[...] = jnp.array([1.0, 2.0])
     w, x = np.asarray(model.model.kernel[...]), X[:, :3]
     np.testing.assert_allclose(
@@ -341,3 +342,22 @@ def test_mask_variable_and_its_momentum_are_sharded_as_the_weight():
     )
     for x in (mask[...], trace[...]):
         assert x.sharding.is_equivalent_to(expected, 2)
+
+
+@pytest.mark.parametrize("part", [0, 0.25])
+def test_pruned_weights_get_the_part_of_their_gradient_that_is_asked_for(part):
+    dense = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+    model = Masked(dense, initial=-1.0, pruned_gradient=part)
+
+    def loss_fn(model):
+        return model(jnp.ones((2, 4))).sum()
+
+    gradient = nnx.grad(loss_fn, argnums=nnx.DiffState(0, TRAINED))(model)
+    kernel = gradient["model"]["kernel"][...]
+    np.testing.assert_allclose(kernel, np.full((4, 3), 2 * part), rtol=1e-6)
+
+
+def test_part_of_the_gradient_that_is_out_of_range_is_refused():
+    dense = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="Masked: pruned_gradient must be from 0 to 1"):
+        Masked(dense, pruned_gradient=-1)

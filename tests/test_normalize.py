@@ -108,7 +108,7 @@ def test_feature_axes_may_depend_on_path_and_leaf():
         "attention": {"query": gradients(6, 2, 4), "out": gradients(2, 4, 6)},
         "layers": [gradients(5, 7, seed=1)],
     }
-    tx = normalize_by_feature(feature_axes)
+    tx = normalize_by_feature(feature_axes, decay=0)
     updates, _ = tx.update(tree, optax.EmptyState())
     expected = {
         "attention": {
@@ -207,7 +207,8 @@ def test_gradient_whose_square_overflows_never_becomes_zero_in_silence(size, nor
 
 def test_gradient_whose_square_underflows_is_left_as_it_is():
     g = jnp.float32([[1e-25, 2.0], [-1e-25, 2.0]])
-    np.testing.assert_array_equal(normalized(g), np.float32([[1e-25, 1], [-1e-25, 1]]))
+    expected = np.float32([[1e-25, 1], [-1e-25, 1]])
+    np.testing.assert_allclose(normalized(g), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("norm", ["rms", "l2", "max"])
@@ -249,23 +250,33 @@ def masks_and_gradients():
     return masks, {"dense": {"kernel": gradients(7, 5), "bias": None}}
 
 
-def test_transform_is_stateless_and_needs_no_params():
+@pytest.mark.parametrize("decay", [0, 0.0, 0.9])
+def test_transform_needs_no_params(decay):
     masks, g = masks_and_gradients()
-    tx = normalize_by_feature()
+    tx = normalize_by_feature(decay=decay)
     state = tx.init(masks)
-    assert state == optax.EmptyState()
-    updates, new_state = tx.update(g, state)
-    assert new_state == optax.EmptyState()
+    updates, _ = tx.update(g, state)
     chex.assert_trees_all_equal(updates, tx.update(g, state, masks)[0])
     assert updates["dense"]["bias"] is None
+
+
+@pytest.mark.parametrize("options", [{"decay": 0}, {"decay": 0.0}, {"norm": "none"}])
+def test_without_a_running_mean_it_is_stateless(options):
+    masks, g = masks_and_gradients()
+    tx = normalize_by_feature(**options)
+    assert tx.init(masks) == optax.EmptyState()
+    assert tx.update(g, tx.init(masks))[1] == optax.EmptyState()
 
 
 def test_init_works_on_shapes():
     shapes, _ = jax.eval_shape(masks_and_gradients)
     assert isinstance(shapes["dense"]["kernel"], jax.ShapeDtypeStruct)
-    assert normalize_by_feature().init(shapes) == optax.EmptyState()
-    with pytest.raises(ValueError, match="out of range for dense/kernel"):
-        normalize_by_feature(2).init(shapes)
+    (squares,) = normalize_by_feature().init(shapes).squares
+    assert squares.shape == (1, 5)
+    assert squares.dtype == jnp.float32
+    for decay in (0, 0.9):
+        with pytest.raises(ValueError, match="out of range for dense/kernel"):
+            normalize_by_feature(2, decay=decay).init(shapes)
 
 
 def numpy_updates(g):
@@ -354,9 +365,13 @@ def test_one_compilation_under_jit():
     chex.clear_trace_counter()
     update = jax.jit(chex.assert_max_traces(tx.update, n=1))
     state = jax.jit(tx.init)(masks)
-    for factor in (1.0, 2.0, 3.0):
-        updates, state = update(jax.tree.map(lambda x: factor * x, g), state)  # noqa: B023
-        chex.assert_trees_all_close(updates, numpy_updates(g), rtol=1e-5)
+    first, state = update(g, state)
+    chex.assert_trees_all_close(first, numpy_updates(g), rtol=1e-5)
+    # The mean of 1 and 4 with weights 0.09 and 0.1, as parts of their sum.
+    second, _ = update(jax.tree.map(lambda x: 2 * x, g), state)
+    size = np.sqrt((0.09 * 1 + 0.1 * 4) / 0.19)
+    expected = jax.tree.map(lambda x: 2 * x / size, numpy_updates(g))
+    chex.assert_trees_all_close(second, expected, rtol=1e-5)
 
 
 def test_under_vmap_and_scan():
@@ -371,7 +386,7 @@ def test_under_vmap_and_scan():
         return state, updates["k"]
 
     _, scanned = jax.lax.scan(body, tx.init({"k": g[0]}), g)
-    np.testing.assert_allclose(scanned, expected, rtol=1e-5)
+    np.testing.assert_allclose(scanned, numpy_running(g, -1, "rms", 0.9), rtol=1e-5)
 
 
 def test_weights_gradients_of_a_whole_masked_params_are_untouched():
@@ -484,3 +499,108 @@ def test_every_norm_is_normalized_in_the_public_composition():
         chex.assert_trees_all_equal(updates.weights, g.weights)
         expected = numpy_normalized(g.masks["kernel"], -1, norm)
         np.testing.assert_allclose(updates.masks["kernel"], expected, rtol=1e-5)
+
+
+# The running mean of squared norms
+
+
+def numpy_running(gradients, feature_axes, norm, decay):
+    """Normalize a sequence of one leaf's gradients, step by step in float64."""
+    squares, results = 0.0, []
+    for step, g in enumerate(np.asarray(gradients, np.float64), start=1):
+        once = numpy_normalized(g, feature_axes, norm)
+        # What the gradient was divided by, feature by feature, is what is averaged.
+        squares = decay * squares + (1 - decay) * np.square(g / once)
+        results.append(g / np.sqrt(squares / (1 - decay**step)))
+    return np.stack(results)
+
+
+@pytest.mark.parametrize("norm", ["rms", "l2", "max"])
+@pytest.mark.parametrize("decay", [0.5, 0.9, 0.999])
+@pytest.mark.parametrize(("shape", "axes"), [((7, 5), -1), ((6, 2, 4), (-2, -1))])
+def test_running_norm_is_that_of_numpy_at_every_step(norm, decay, shape, axes):
+    g = [gradients(*shape, seed=seed) for seed in range(12)]
+    tx = normalize_by_feature(axes, norm=norm, decay=decay)
+    state, got = tx.init({"kernel": g[0]}), []
+    for one in g:
+        updates, state = tx.update({"kernel": one}, state)
+        got.append(updates["kernel"])
+    expected = numpy_running(g, axes, norm, decay)
+    np.testing.assert_allclose(np.stack(got), expected, rtol=2e-5)
+
+
+def test_larger_gradient_makes_a_larger_update_but_a_bounded_one():
+    tx = normalize_by_feature(decay=0.9)
+    g = jnp.ones((4, 1))
+    state = tx.init(g)
+    for _ in range(150):  # so that the first steps are forgotten
+        updates, state = tx.update(g, state)
+    np.testing.assert_allclose(updates, g, rtol=1e-5)
+    tripled, _ = tx.update(3 * g, state)
+    np.testing.assert_allclose(tripled, 3 / np.sqrt(0.9 + 0.1 * 9) * g, rtol=1e-4)
+    huge, _ = tx.update(1e6 * g, state)
+    np.testing.assert_allclose(huge, np.sqrt(10) * g, rtol=1e-4)
+
+
+def test_feature_without_gradient_stays_at_rest_and_wakes_up():
+    tx = normalize_by_feature(decay=0.9)
+    zero = jnp.zeros((4, 2))
+    state = tx.init(zero)
+    for _ in range(3):
+        updates, state = tx.update(zero, state)
+        np.testing.assert_array_equal(updates, zero)
+    updates, _ = tx.update(zero.at[:, 1].set(-2.0), state)
+    assert (updates[:, 0] == 0).all()
+    assert np.isfinite(updates).all()
+    assert (updates[:, 1] < 0).all()
+
+
+def test_nan_stays_visible_in_its_feature_alone():
+    tx = normalize_by_feature(decay=0.9)
+    g = jnp.ones((3, 2))
+    state = tx.init(g)
+    _, state = tx.update(g.at[0, 0].set(jnp.nan), state)
+    updates, _ = tx.update(g, state)
+    assert np.isnan(updates[:, 0]).all()
+    np.testing.assert_allclose(updates[:, 1], 1.0, rtol=1e-5)
+
+
+def test_state_holds_a_number_per_feature_and_no_weights():
+    params = mask_params({"a": {"kernel": jnp.ones((6, 4)), "bias": jnp.ones(4)}})
+    state = normalize_by_feature().init(params)
+    assert [leaf.shape for leaf in jax.tree.leaves(state)] == [(), (1, 4)]
+
+
+def test_decay_may_be_a_hyperparameter_that_changes():
+    g = [gradients(7, 5, seed=seed) for seed in range(3)]
+    inject = optax.inject_hyperparams(normalize_by_feature, "feature_axes")
+    tx = inject(decay=0.9)
+    state = tx.init(g[0])
+    update = jax.jit(tx.update)
+    for one, expected in zip(g, numpy_running(g, -1, "rms", 0.9), strict=True):
+        updates, state = update(one, state)
+        np.testing.assert_allclose(updates, expected, rtol=2e-5)
+    state.hyperparams["decay"] = jnp.float32(0.0)
+    updates, _ = update(g[1], state)
+    np.testing.assert_allclose(updates, numpy_normalized(g[1], -1, "rms"), rtol=1e-5)
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1, 1.0, 2, np.nan])
+def test_decay_out_of_range_is_refused(decay):
+    with pytest.raises(ValueError, match=r"decay must be in \[0, 1\), got"):
+        normalize_by_feature(decay=decay)
+
+
+@pytest.mark.parametrize("decay", ["0.9", None, (0.9,)])
+def test_decay_that_is_no_number_is_refused(decay):
+    with pytest.raises(TypeError, match="decay must be a number, got"):
+        normalize_by_feature(decay=decay)
+
+
+def test_state_of_other_leaves_is_refused():
+    tx = normalize_by_feature()
+    state = tx.init({"kernel": jnp.ones((3, 2))})
+    with pytest.raises(ValueError, match="needs the state that its init made"):
+        tx.update({"kernel": jnp.ones((3, 4))}, state)
+    with pytest.raises(TypeError, match="its init made; got EmptyState"):
+        tx.update({"kernel": jnp.ones((3, 4))}, optax.EmptyState())

@@ -4,7 +4,7 @@ import jupytext
 import nbformat
 import pytest
 
-from experiments.notebooks import main
+from experiments.notebooks import command_line, main
 
 SOURCE = """# %% [markdown]
 # # Title
@@ -19,13 +19,13 @@ open("result.txt", "w").write(str(7 * x))
 """
 
 
-def write(folder, source, change=lambda notebook: None):
+def write(folder, source, change=lambda notebook: None, name="one"):
     """Write a notebook and its pair; `change` edits the pair."""
-    (folder / "one.py").write_text(source)
+    (folder / f"{name}.py").write_text(source)
     notebook = jupytext.reads(source, fmt="py:percent")
     notebook = nbformat.from_dict(notebook)
     change(notebook)
-    nbformat.write(notebook, folder / "one.ipynb")
+    nbformat.write(notebook, folder / f"{name}.ipynb")
 
 
 def refusal(folder):
@@ -90,3 +90,45 @@ def test_notebook_without_its_other_half_is_refused(tmp_path, missing):
     message = refusal(tmp_path)
     assert "one.ipynb" in message
     assert "one.py" in message or "no .py" in message
+
+
+PICTURE = b"\x89PNG, whatever it shows"
+DRAWS = f"""
+# %%
+open("one.png", "wb").write({PICTURE!r})
+open("notes.txt", "w").write("not a picture")
+"""
+
+
+def test_pictures_are_copied_to_a_folder_that_is_made(tmp_path, capsys):
+    write(tmp_path, SOURCE + DRAWS)
+    pictures = tmp_path / "made" / "here"
+    command_line(["--pictures", str(pictures)], tmp_path)
+    assert {p.name: p.read_bytes() for p in pictures.iterdir()} == {"one.png": PICTURE}
+    assert capsys.readouterr().out.endswith("s, one.png\n")
+
+
+def test_pictures_of_a_notebook_that_fails_are_not_copied(tmp_path):
+    write(tmp_path, SOURCE + DRAWS + "\n# %%\nx / 0\n")
+    with pytest.raises(SystemExit, match="ZeroDivisionError"):
+        command_line(["--pictures", str(tmp_path / "pictures"), "one"], tmp_path)
+    assert not list((tmp_path / "pictures").iterdir())
+
+
+def test_names_choose_notebooks(tmp_path, capsys):
+    write(tmp_path, SOURCE)
+    write(tmp_path, SOURCE + "\n# %%\nx / 0\n", name="two")
+    command_line(["one"], tmp_path)
+    assert capsys.readouterr().out.startswith("one.py: ok")
+    with pytest.raises(SystemExit, match="ZeroDivisionError"):
+        command_line([], tmp_path)
+
+
+def test_name_of_no_notebook_is_refused_before_anything_runs(tmp_path, capsys):
+    write(tmp_path, SOURCE)
+    with pytest.raises(SystemExit, match=r"which are one; got three, two$"):
+        command_line(
+            ["--pictures", str(tmp_path / "p"), "two", "one", "three"], tmp_path
+        )
+    assert not capsys.readouterr().out
+    assert not (tmp_path / "p").exists()

@@ -5,6 +5,8 @@ gradient G at W * H(S) is written by hand in NumPy, in float64, from the layer's
 definition; nothing of JAX or of the library is used for it. Then
 
     dJ/dW = G * H(S)        dJ/dS = (G * W + lambda) * p(S)
+
+and where pruned weights get a part of their gradient, dJ/dW = part * G for them.
 """
 
 import functools
@@ -31,7 +33,7 @@ from scl_jax import (
     normalize_by_feature,
 )
 
-PENALTY = 0.37
+PENALTY, PART = 0.37, 0.25
 
 
 def tent(s):
@@ -228,7 +230,8 @@ def make_case(layer):
 
 
 def objective(masked, layer, case, ste, R=None):
-    y = layer.module.apply({"params": apply_masks(masked, ste=ste)}, case.x)
+    params = apply_masks(masked, ste=ste, pruned_gradient=PART)
+    y = layer.module.apply({"params": params}, case.x)
     R = case.R if R is None else R
     return jnp.sum(R * y) + PENALTY * connection_count(masked, ste=ste)
 
@@ -267,7 +270,7 @@ def test_gradients_of_weights_and_masks_are_those_of_the_formulas(name):
     for ste_name, (value, gradient) in value_and_grad(case.masked).items():
         _, proxy = STES[ste_name]
         np.testing.assert_allclose(value, expected_value, rtol=1e-5, atol=1e-4)
-        assert_close(gradient.weights["kernel"], G * H)
+        assert_close(gradient.weights["kernel"], G * np.where(S >= 0, 1, PART))
         assert_close(gradient.masks["kernel"], (G * W + PENALTY) * proxy(S))
         assert_close(gradient.weights["bias"], bias_gradient)
         assert gradient.masks["bias"] is None
@@ -349,7 +352,7 @@ def test_gradients_of_a_stack_of_layers_are_those_of_the_formulas(forward):
     )
 
     def stack_objective(masked, ste):
-        y = forward(apply_masks(masked, ste=ste), x)
+        y = forward(apply_masks(masked, ste=ste, pruned_gradient=PART), x)
         return jnp.sum(R * y) + PENALTY * connection_count(masked, ste=ste)
 
     @jax.jit
@@ -365,7 +368,8 @@ def test_gradients_of_a_stack_of_layers_are_those_of_the_formulas(forward):
     G = stack_gradient(float64(x), float64(R), W * H)
     for ste_name, gradient in gradients(masked).items():
         _, proxy = STES[ste_name]
-        assert_close(gradient.weights["layers"]["kernel"], G * H)
+        given = gradient.weights["layers"]["kernel"]
+        assert_close(given, G * np.where(S >= 0, 1, PART))
         expected = (G * W + PENALTY) * proxy(S)
         assert_close(gradient.masks["layers"]["kernel"], expected)
 
@@ -379,7 +383,7 @@ def test_layers_of_a_vmapped_stack_are_masked_each_by_itself():
     )
 
     def one_objective(masked, x, R):
-        y = x @ apply_masks(masked)["kernel"]
+        y = x @ apply_masks(masked, pruned_gradient=0)["kernel"]
         return jnp.sum(R * y) + PENALTY * connection_count(masked)
 
     gradient = jax.jit(jax.vmap(jax.grad(one_objective)))(masked, x, R)

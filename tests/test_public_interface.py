@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import jax.numpy as jnp
-import optax
 import pytest
 from beartype import beartype
 from beartype.roar import BeartypeCallHintViolation
@@ -134,7 +133,8 @@ def counted(w: Floats, s: Floats) -> FloatScalar:
 
 @checked
 def normalized(g: Floats) -> Floats:
-    return scl_jax.normalize_by_feature().update(g, optax.EmptyState())[0]
+    tx = scl_jax.normalize_by_feature()
+    return tx.update(g, tx.init(g))[0]
 
 
 @checked

@@ -207,4 +207,4 @@ def test_study_that_is_not_finished_or_has_no_layers_is_refused(missing, tmp_pat
 def test_every_study_with_layers_has_its_figure_in_the_repository():
     for path in tables.RESULTS.glob("*.json"):
         shown = f"experiments/results/{path.stem}.png" in tables.render()
-        assert shown <= path.with_suffix(".png").exists()
+        assert shown <= path.with_suffix(".png").exists(), path

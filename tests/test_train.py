@@ -44,6 +44,7 @@ def in_numpy(config, split, method):
     )
     mask = np.full(kernel.shape, config.mask_initial)
     velocities = [0.0, 0.0, 0.0]
+    squares, decay = 0.0, config.norm_decay
     step, history = 0, []
     for _ in range(config.epochs):
         order, _ = shuffle(key, examples, config.batch_size)
@@ -62,9 +63,11 @@ def in_numpy(config, split, method):
             difference = (odds - smoothed) / len(labels)
             gradient = x.T @ difference
             mask_gradient = gradient * kernel + config.penalty
-            mask_gradient /= np.sqrt((mask_gradient**2).mean(axis=0))
+            squares = decay * squares + (1 - decay) * (mask_gradient**2).mean(axis=0)
+            mask_gradient /= np.sqrt(squares / (1 - decay ** (step + 1)))
+            passed = np.where(connected, 1.0, config.pruned_gradient)
             gradients = [
-                gradient * connected + config.weight_decay * kernel,
+                gradient * passed + config.weight_decay * kernel,
                 difference.sum(axis=0),
                 mask_gradient,
             ]
@@ -158,7 +161,7 @@ def test_two_layers_equal_optax_step_by_step():
         }
         of_params = {
             layer: {
-                "kernel": own["kernel"] * (masks[layer] >= 0)
+                "kernel": own["kernel"] * jnp.where(masks[layer] >= 0, 1.0, 0.1)
                 + settings.weight_decay * params[layer]["kernel"],
                 "bias": own["bias"],
             }
@@ -167,6 +170,7 @@ def test_two_layers_equal_optax_step_by_step():
         return of_params, of_masks, value
 
     state, velocity, losses = tx.init(params), dict.fromkeys(params, 0.0), []
+    squares = dict.fromkeys(params, 0.0)
     for epoch in range(2):
         order, _ = shuffle(order_key, 23, 5)
         order_key = next_key(order_key)
@@ -178,7 +182,9 @@ def test_two_layers_equal_optax_step_by_step():
             updates, state = tx.update(of_params, state, params)
             params = optax.apply_updates(params, updates)
             for layer, gradient in host(of_masks).items():
-                size = np.sqrt((gradient.astype(float) ** 2).mean(axis=0))
+                square = (gradient.astype(float) ** 2).mean(axis=0)
+                squares[layer] = 0.9 * squares[layer] + 0.1 * square
+                size = np.sqrt(squares[layer] / (1 - 0.9 ** (step + 1)))
                 divided = gradient / np.where(size == 0, 1, size)
                 velocity[layer] = settings.mask_momentum * velocity[layer] + divided
                 if step < 4:

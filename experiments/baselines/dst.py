@@ -82,7 +82,9 @@ def dst(config: Config, steps: int) -> Method:
     return Method(
         name="dst",
         wrap=wrap,
-        effective=lambda trained: scl_jax.apply_masks(masked(trained), ste=long_tailed),
+        effective=lambda trained: scl_jax.apply_masks(
+            masked(trained), ste=long_tailed, pruned_gradient=0
+        ),
         penalty=penalty,
         fold=lambda trained: scl_jax.fold_masks(masked(trained)),
         tx=optax.chain(

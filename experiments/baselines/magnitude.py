@@ -82,7 +82,8 @@ def _gradual(name: str, config: Config, steps: int, renew: Renew) -> Method:
 
     def effective(masked):
         return scl_jax.apply_masks(
-            masked._replace(masks=jax.lax.stop_gradient(masked.masks))
+            masked._replace(masks=jax.lax.stop_gradient(masked.masks)),
+            pruned_gradient=0,
         )
 
     tx = _renew_masks(weights_optimizer(config, steps), due(config, steps), renew)

@@ -36,6 +36,6 @@ STUDY = Study(
 )
 COMPARISON = Comparison(
     targets=(0.90, 0.95, 0.98, 0.99, 0.995),
-    spaces=pruning_spaces(learning_rates=(0.03, 0.1), weight_decays=(1e-4,)),
+    spaces=pruning_spaces(learning_rates=(0.01, 0.03), weight_decays=(1e-4,)),
     tested=5,
 )
