@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 from hypothesis import strategies as st
+from norms import gradients, numpy_normalized, numpy_running
 
 import scl_jax
 from scl_jax import MaskedParams, mask_params, normalize_by_feature
@@ -18,37 +19,10 @@ from scl_jax import MaskedParams, mask_params, normalize_by_feature
 NORMS = ["rms", "l2", "max", "none"]
 
 
-def numpy_normalized(g, feature_axes, norm):
-    """Normalize in float64, feature by feature, in a Python loop."""
-    g = np.asarray(g).astype(np.float64)
-    axes = [axis % g.ndim for axis in np.atleast_1d(feature_axes)]
-    result = np.empty_like(g)
-    for feature in np.ndindex(*(g.shape[axis] for axis in axes)):
-        index = [slice(None)] * g.ndim
-        for axis, i in zip(axes, feature, strict=True):
-            index[axis] = i
-        part = g[tuple(index)]
-        size = {
-            "rms": np.sqrt(np.mean(part**2)),
-            "l2": np.sqrt(np.sum(part**2)),
-            "max": np.max(np.abs(part)),
-            "none": 1.0,
-        }[norm]
-        result[tuple(index)] = part / size if size > 0 else part
-    return result
-
-
 def normalized(g, feature_axes=-1, norm="rms"):
     """Normalize one leaf; eagerly."""
     tx = normalize_by_feature(feature_axes, norm=norm)
     return tx.update({"kernel": g}, tx.init({"kernel": g}))[0]["kernel"]
-
-
-def gradients(*shape, seed=0, dtype=jnp.float32):
-    """Gradients whose features differ in size by orders of magnitude."""
-    rng = np.random.default_rng(seed)
-    g = rng.normal(size=shape) * 10.0 ** rng.integers(-4, 4, size=shape[-1:])
-    return jnp.asarray(g, dtype)
 
 
 # Feature axes
@@ -499,108 +473,3 @@ def test_every_norm_is_normalized_in_the_public_composition():
         chex.assert_trees_all_equal(updates.weights, g.weights)
         expected = numpy_normalized(g.masks["kernel"], -1, norm)
         np.testing.assert_allclose(updates.masks["kernel"], expected, rtol=1e-5)
-
-
-# The running mean of squared norms
-
-
-def numpy_running(gradients, feature_axes, norm, decay):
-    """Normalize a sequence of one leaf's gradients, step by step in float64."""
-    squares, results = 0.0, []
-    for step, g in enumerate(np.asarray(gradients, np.float64), start=1):
-        once = numpy_normalized(g, feature_axes, norm)
-        # What the gradient was divided by, feature by feature, is what is averaged.
-        squares = decay * squares + (1 - decay) * np.square(g / once)
-        results.append(g / np.sqrt(squares / (1 - decay**step)))
-    return np.stack(results)
-
-
-@pytest.mark.parametrize("norm", ["rms", "l2", "max"])
-@pytest.mark.parametrize("decay", [0.5, 0.9, 0.999])
-@pytest.mark.parametrize(("shape", "axes"), [((7, 5), -1), ((6, 2, 4), (-2, -1))])
-def test_running_norm_is_that_of_numpy_at_every_step(norm, decay, shape, axes):
-    g = [gradients(*shape, seed=seed) for seed in range(12)]
-    tx = normalize_by_feature(axes, norm=norm, decay=decay)
-    state, got = tx.init({"kernel": g[0]}), []
-    for one in g:
-        updates, state = tx.update({"kernel": one}, state)
-        got.append(updates["kernel"])
-    expected = numpy_running(g, axes, norm, decay)
-    np.testing.assert_allclose(np.stack(got), expected, rtol=2e-5)
-
-
-def test_larger_gradient_makes_a_larger_update_but_a_bounded_one():
-    tx = normalize_by_feature(decay=0.9)
-    g = jnp.ones((4, 1))
-    state = tx.init(g)
-    for _ in range(150):  # so that the first steps are forgotten
-        updates, state = tx.update(g, state)
-    np.testing.assert_allclose(updates, g, rtol=1e-5)
-    tripled, _ = tx.update(3 * g, state)
-    np.testing.assert_allclose(tripled, 3 / np.sqrt(0.9 + 0.1 * 9) * g, rtol=1e-4)
-    huge, _ = tx.update(1e6 * g, state)
-    np.testing.assert_allclose(huge, np.sqrt(10) * g, rtol=1e-4)
-
-
-def test_feature_without_gradient_stays_at_rest_and_wakes_up():
-    tx = normalize_by_feature(decay=0.9)
-    zero = jnp.zeros((4, 2))
-    state = tx.init(zero)
-    for _ in range(3):
-        updates, state = tx.update(zero, state)
-        np.testing.assert_array_equal(updates, zero)
-    updates, _ = tx.update(zero.at[:, 1].set(-2.0), state)
-    assert (updates[:, 0] == 0).all()
-    assert np.isfinite(updates).all()
-    assert (updates[:, 1] < 0).all()
-
-
-def test_nan_stays_visible_in_its_feature_alone():
-    tx = normalize_by_feature(decay=0.9)
-    g = jnp.ones((3, 2))
-    state = tx.init(g)
-    _, state = tx.update(g.at[0, 0].set(jnp.nan), state)
-    updates, _ = tx.update(g, state)
-    assert np.isnan(updates[:, 0]).all()
-    np.testing.assert_allclose(updates[:, 1], 1.0, rtol=1e-5)
-
-
-def test_state_holds_a_number_per_feature_and_no_weights():
-    params = mask_params({"a": {"kernel": jnp.ones((6, 4)), "bias": jnp.ones(4)}})
-    state = normalize_by_feature().init(params)
-    assert [leaf.shape for leaf in jax.tree.leaves(state)] == [(), (1, 4)]
-
-
-def test_decay_may_be_a_hyperparameter_that_changes():
-    g = [gradients(7, 5, seed=seed) for seed in range(3)]
-    inject = optax.inject_hyperparams(normalize_by_feature, "feature_axes")
-    tx = inject(decay=0.9)
-    state = tx.init(g[0])
-    update = jax.jit(tx.update)
-    for one, expected in zip(g, numpy_running(g, -1, "rms", 0.9), strict=True):
-        updates, state = update(one, state)
-        np.testing.assert_allclose(updates, expected, rtol=2e-5)
-    state.hyperparams["decay"] = jnp.float32(0.0)
-    updates, _ = update(g[1], state)
-    np.testing.assert_allclose(updates, numpy_normalized(g[1], -1, "rms"), rtol=1e-5)
-
-
-@pytest.mark.parametrize("decay", [-0.1, 1, 1.0, 2, np.nan])
-def test_decay_out_of_range_is_refused(decay):
-    with pytest.raises(ValueError, match=r"decay must be in \[0, 1\), got"):
-        normalize_by_feature(decay=decay)
-
-
-@pytest.mark.parametrize("decay", ["0.9", None, (0.9,)])
-def test_decay_that_is_no_number_is_refused(decay):
-    with pytest.raises(TypeError, match="decay must be a number, got"):
-        normalize_by_feature(decay=decay)
-
-
-def test_state_of_other_leaves_is_refused():
-    tx = normalize_by_feature()
-    state = tx.init({"kernel": jnp.ones((3, 2))})
-    with pytest.raises(ValueError, match="needs the state that its init made"):
-        tx.update({"kernel": jnp.ones((3, 4))}, state)
-    with pytest.raises(TypeError, match="its init made; got EmptyState"):
-        tx.update({"kernel": jnp.ones((3, 4))}, optax.EmptyState())

@@ -1,6 +1,7 @@
 """LeNet-5-Caffe on Fashion-MNIST.
 
     make train CONFIG=fashion_mnist_lenet5
+    python -m experiments.study fashion_mnist_lenet5 --compare --jobs 16
 
 430,500 kernel weights, 2,293,000 MACs; 20 epochs, five to ten minutes a run on two
 CPU cores. The learning rate 0.1 diverges, dense as well as SCL. With it at 0.03,
@@ -13,7 +14,9 @@ CPU cores. The learning rate 0.1 diverges, dense as well as SCL. With it at 0.03
 | 3e-6 | 4.20 % | 91.61 ± 0.37 |
 | 1e-5 | 1.24 % | 90.46 ± 0.08 |
 
-On the test set: not run as a study.
+(With norm_decay 0 and pruned_gradient 0, the defaults then.) Side by side with other
+methods, on the test set: results/compare_fashion_mnist_lenet5.json, 508 runs; some 450 of
+them took two H100s about 15 minutes, shared with 77 of ResNet-20, under CUDA's MPS.
 """
 
 from experiments.config import Config, Study
