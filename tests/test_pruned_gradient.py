@@ -17,6 +17,7 @@ F32, BF16, F16 = jnp.float32, jnp.bfloat16, jnp.float16
 def test_pruned_weight_gets_a_part_of_its_gradient_and_no_other_does(dtype, part):
     rng = np.random.default_rng(0)
     w, s, g = (jnp.asarray(rng.normal(size=(6, 5)), dtype) for _ in range(3))
+    s = s.at[0].set(jnp.asarray([0.0, -0.0, 1e-4, -1e-4, 0.05], dtype))  # the border
     masked = MaskedParams({"w": w, "b": w[0]}, {"w": s, "b": None})
 
     def loss(masked):
