@@ -18,10 +18,10 @@ def dispatch_times(layers: int = LAYERS, steps: int = STEPS) -> dict[str, Any]:
     """Time the calls of a jitted step of an MLP, without waiting for what they compute.
 
     Each call begins when the one before is done. Its time grows with the number of
-    arrays that the trainer holds: SCL adds a mask variable, its momentum and the running
-    norms of its features to the kernel, the bias and their momenta. (Tried by hand: a
-    jitted identity takes 1.5 times as long for 72 arrays as for 48, so that only fewer
-    arrays would be faster.)
+    arrays that the trainer holds: SCL adds a mask variable, its momentum and the norms
+    of its features to the kernel, the bias and their momenta. (Tried by hand: a jitted
+    identity takes 1.5 times as long for 72 arrays as for 48, so that only fewer arrays
+    would be faster.)
 
     Args:
       layers: dense layers, each a kernel and a bias.
