@@ -1,6 +1,7 @@
 """Run every notebook, and compare each .ipynb with the .py it is paired with.
 
     make notebooks
+    FULL=1 make notebooks  # in their full size, for hours or a GPU
     python -m experiments.notebooks --pictures FOLDER [NAMES...]
 
 The sources are notebooks/*.py (jupytext py:percent). Each has a .ipynb beside it, for
@@ -11,6 +12,7 @@ Names choose notebooks, `budget` for notebooks/budget.py; all are run by default
 """
 
 import argparse
+import os
 import shutil
 import sys
 import tempfile
@@ -71,7 +73,8 @@ def execute(source: Path, pictures: Path | None = None) -> list[str]:
         client = nbclient.NotebookClient(
             notebook,
             kernel_name="python3",
-            timeout=600,  # seconds a cell
+            # Seconds a cell; the full size takes what it takes.
+            timeout=None if os.environ.get("FULL") else 600,
             resources={"metadata": {"path": folder}},
             # Or each kernel warns that its TCP ports are not encrypted; they are local.
             extra_arguments=["--IPKernelApp.log_level=ERROR"],

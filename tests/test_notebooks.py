@@ -132,3 +132,23 @@ def test_name_of_no_notebook_is_refused_before_anything_runs(tmp_path, capsys):
         )
     assert not capsys.readouterr().out
     assert not (tmp_path / "p").exists()
+
+
+@pytest.mark.parametrize(("full", "seconds"), [("", 600), ("1", None)])
+def test_cells_have_ten_minutes_but_for_the_full_size(
+    tmp_path, monkeypatch, full, seconds
+):
+    given = []
+
+    class Client:
+        def __init__(self, notebook, *, timeout, **options):
+            given.append(timeout)
+
+        def execute(self):
+            pass
+
+    write(tmp_path, SOURCE)
+    monkeypatch.setenv("FULL", full)
+    monkeypatch.setattr("experiments.notebooks.nbclient.NotebookClient", Client)
+    main(tmp_path)
+    assert given == [seconds]
