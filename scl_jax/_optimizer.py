@@ -156,7 +156,7 @@ def add_connection_penalty(
       >>> masks = {"kernel": jnp.zeros((2, 1))}
       >>> gradient = {"kernel": jnp.array([[3.0], [-3.0]])}
       >>> updates, _ = decoupled.update(gradient, decoupled.init(masks), masks)
-      >>> print(updates["kernel"].round(3))
+      >>> print(updates["kernel"].round(1))
       [[ 1.5]
        [-0.5]]
     """

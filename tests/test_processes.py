@@ -250,7 +250,7 @@ def assert_same(got, expected, rtol=0):
 # Where two devices split the batch, a sum over them has one order. Where four do, the
 # four gradients are added in another order between processes than within one.
 @pytest.mark.parametrize(
-    ("name", "rtol"), [("linear", 1e-6), ("normalized", 1e-6), ("streamed", 0)]
+    ("name", "rtol"), [("linear", 1e-6), ("normalized", 1e-5), ("streamed", 0)]
 )
 def test_two_processes_come_to_what_one_does(killed, networks, name, rtol):
     expected = trained(CASES[name])

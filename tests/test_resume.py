@@ -223,7 +223,8 @@ def test_a_run_to_a_budget_killed_in_its_schedule_ends_as_if_it_was_not(tmp_path
 
 
 SMALL = [
-    *("-m", "experiments.main", "mnist5k_lenet300", "--epochs", "3", "--seeds", "1"),
+    # Long enough for a busy machine to see a checkpoint being written before the end.
+    *("-m", "experiments.main", "mnist5k_lenet300", "--epochs", "12", "--seeds", "1"),
     *("--batch-size", "700", "--validation", "500"),
     *("--look-every", "2", "--checkpoint-every", "0", "--out"),
 ]
