@@ -202,7 +202,8 @@ def _bench(bench: dict[str, Any]) -> str:
     command = f'make bench ARGS="{arguments}"' if arguments else "make bench"
     return (
         f"**What a training step costs.** {first['compute']}, {versions['device']}, "
-        f"jax {versions['jax']}, median of {first['repeats']} repeats; "
+        f"jax {versions['jax']}, median of {first['repeats']} repeats, commit "
+        f"{versions['commit'][:7]}; "
         f"`{command}`\n\n{as_markdown(cells)}"
     )
 
