@@ -1,6 +1,5 @@
 """MaskedParams and what is done with it: mask, apply, fold."""
 
-import functools
 import numbers
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -10,8 +9,9 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from scl_jax._paths import PyTree, is_none, leaf_path, leaves_by_path, listed
+from scl_jax._product import checked_part, masked_product
 from scl_jax._select import Rule, kernels, selected
-from scl_jax._step import STE, checked_ste, identity, proxy_gradient, unit_step
+from scl_jax._step import STE, checked_ste, identity, unit_step
 
 Initial = float | Callable[[str, jax.Array], jax.Array]
 
@@ -177,42 +177,9 @@ def apply_masks(
     part = checked_part(pruned_gradient, "apply_masks")
 
     def product(weight, mask) -> Any:
-        return _product(weight, mask, ste, part)
+        return masked_product(weight, mask, ste, part)
 
     return _map_masked(product, masked, "apply_masks")
-
-
-def checked_part(pruned_gradient: Any, caller: str) -> float:
-    """Return `pruned_gradient`, or raise where it is no number from 0 to 1."""
-    if not isinstance(pruned_gradient, int | float):
-        raise TypeError(
-            f"{caller}: pruned_gradient must be a number, got {pruned_gradient!r}"
-        )
-    if not 0 <= pruned_gradient <= 1:
-        raise ValueError(
-            f"{caller}: pruned_gradient must be from 0 to 1, got {pruned_gradient}"
-        )
-    return float(pruned_gradient)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _product(weight: jax.Array, mask: jax.Array, ste: STE, part: float) -> Any:
-    del ste, part
-    return weight * unit_step(mask).astype(weight.dtype)
-
-
-def _product_forward(weight, mask, ste, part):
-    return _product(weight, mask, ste, part), (weight, mask)
-
-
-def _product_backward(ste, part, saved, g):
-    weight, mask = saved
-    to_weight = jnp.where(mask < 0, (part * g).astype(g.dtype), g)
-    to_mask = (g * weight).astype(mask.dtype) * proxy_gradient(ste, mask)
-    return to_weight, to_mask
-
-
-_product.defvjp(_product_forward, _product_backward)
 
 
 def fold_masks(masked: MaskedParams) -> PyTree:

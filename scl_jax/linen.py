@@ -11,8 +11,9 @@ import jax
 import optax
 
 import scl_jax
-from scl_jax._masked import Initial, check_masked, checked_part
+from scl_jax._masked import Initial, check_masked
 from scl_jax._paths import PyTree, leaves_by_path, listed
+from scl_jax._product import checked_part
 from scl_jax._select import Rule
 from scl_jax._step import STE, checked_ste
 

@@ -12,10 +12,10 @@ from scl_jax._masked import (
     MaskedParams,
     apply_masks,
     check_masked,
-    checked_part,
     mask_params,
 )
 from scl_jax._paths import is_none, leaf_path, leaves_by_path, listed
+from scl_jax._product import checked_part
 from scl_jax._select import Rule, kernels
 from scl_jax._step import STE, checked_ste, identity
 
