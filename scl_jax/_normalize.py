@@ -1,5 +1,6 @@
 """The Optax transform that normalizes mask gradients per feature."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -13,19 +14,20 @@ from scl_jax._paths import is_none, leaf_path
 _NAME = "normalize_by_feature"
 
 
-def _rms(g: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    return jnp.mean(jnp.square(g), axis=axes, keepdims=True)
+def _sum(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    return jnp.sum(x, axis=axes, keepdims=True)
 
 
-def _l2(g: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    return jnp.sum(jnp.square(g), axis=axes, keepdims=True)
+def _mean(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    return jnp.mean(x, axis=axes, keepdims=True)
 
 
-def _max(g: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    return jnp.max(jnp.square(g), axis=axes, keepdims=True)
+def _max(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    return jnp.max(x, axis=axes, keepdims=True)
 
 
-_SQUARES = {"rms": _rms, "l2": _l2, "max": _max, "none": None}  # of the norms
+# What becomes of a feature's squares in the norms.
+_REDUCTIONS = {"rms": _mean, "l2": _sum, "max": _max, "none": None}
 
 
 class NormalizeByFeatureState(NamedTuple):
@@ -101,15 +103,15 @@ def normalize_by_feature(
       Tang et al., arXiv 2201.05020, for the idea; the norm, its running mean (measured
       in experiments/README.md) and the order with the penalty are our choice.
     """
-    if norm not in _SQUARES:
+    if norm not in _REDUCTIONS:
         raise ValueError(
-            f"normalize_by_feature: norm must be one of {', '.join(_SQUARES)}; "
+            f"normalize_by_feature: norm must be one of {', '.join(_REDUCTIONS)}; "
             f"got {norm!r}"
         )
     if not callable(feature_axes):
         axes_tuple(feature_axes, _NAME)
-    square = _SQUARES[norm]
-    stateless = _is_zero(decay) or square is None
+    reduction = _REDUCTIONS[norm]
+    stateless = _is_zero(decay) or reduction is None
 
     def reduced(leaves):
         """Return the axes that the norm of each leaf reduces over."""
@@ -123,10 +125,7 @@ def normalize_by_feature(
         axes = reduced(leaves)  # stateless or not, what does not fit is said here
         if stateless:
             return optax.EmptyState()
-        shapes = [
-            tuple(1 if i in own else n for i, n in enumerate(leaf.shape))
-            for (_, leaf), own in zip(leaves, axes, strict=True)
-        ]
+        shapes = map(_shape, [leaf for _, leaf in leaves], axes)
         zeros: Any = tuple(jnp.zeros(shape, jnp.float32) for shape in shapes)
         # optax.tree_map_params asks with a placeholder, in which not even a None is.
         if not jax.tree.leaves(params, is_leaf=is_none):
@@ -137,18 +136,22 @@ def normalize_by_feature(
         del params
         leaves = mask_leaves(updates)
         axes = reduced(leaves)
-        if square is None:
+        if reduction is None:
             return updates, state
         gradients = [g for _, g in leaves]
-        squares = [
-            square(g.astype(jnp.float32), own)
-            for g, own in zip(gradients, axes, strict=True)
-        ]
-        if not stateless:
-            squares, state = _averaged(squares, state, decay)
-        return with_mask_leaves(updates, map(_divided, gradients, squares)), state
+        squares = [jnp.square(g.astype(jnp.float32)) for g in gradients]
+        if stateless:
+            norms = list(map(reduction, squares, axes))
+        else:
+            norms, state = _averaged(squares, axes, reduction, state, decay)
+        return with_mask_leaves(updates, map(_divided, gradients, norms)), state
 
     return optax.GradientTransformation(init_fn, update_fn)
+
+
+def _shape(leaf: Any, own: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of a leaf's norms."""
+    return tuple(1 if axis in own else n for axis, n in enumerate(leaf.shape))
 
 
 def _is_zero(decay: Any) -> bool:
@@ -164,22 +167,33 @@ def _is_zero(decay: Any) -> bool:
 
 
 def _averaged(
-    squares: list[jax.Array], state: NormalizeByFeatureState, decay: Any
+    squares: list[jax.Array],
+    axes: list[tuple[int, ...]],
+    reduction: Callable[[jax.Array, tuple[int, ...]], jax.Array],
+    state: NormalizeByFeatureState,
+    decay: Any,
 ) -> tuple[list[jax.Array], NormalizeByFeatureState]:
     """Return the running means of squared norms, without bias, and the new state."""
     if not isinstance(state, NormalizeByFeatureState):
         raise TypeError(
             f"{_NAME}: needs the state that its init made; got {type(state).__name__}"
         )
-    shapes, known = ([one.shape for one in many] for many in (squares, state.squares))
+    shapes = list(map(_shape, squares, axes))
+    known = [one.shape for one in state.squares]
     if shapes != known:
         raise ValueError(
             f"{_NAME}: needs the state that its init made for these leaves; their "
             f"features have the shapes {shapes}, those of the state {known}"
         )
+
+    def averaged(x, own, old):
+        # The old mean is put into each of the numbers that are reduced, and not added
+        # to what comes of them: a GPU would launch a kernel more for every leaf.
+        parts = x.size // old.size if reduction is _sum else 1
+        return reduction((1 - decay) * x + decay / parts * old, own)
+
     count: Any = optax.safe_increment(state.count)
-    pairs = zip(state.squares, squares, strict=True)
-    means = tuple(decay * old + (1 - decay) * new for old, new in pairs)
+    means = tuple(map(averaged, squares, axes, state.squares))
     unbiased = [mean / (1 - decay ** count.astype(jnp.float32)) for mean in means]
     return unbiased, NormalizeByFeatureState(count, means)
 
