@@ -23,6 +23,8 @@ class Method(NamedTuple):
       penalty: from what is trained to a scalar that is added to the loss.
       fold: from what is trained to plain parameters, for evaluation.
       tx: the optimizer of what is trained.
+      freeze_step: the number of steps in which masks are trained; None: all.
+      frozen_tx: an optimizer with the same state for the steps in which they rest.
     """
 
     name: str
@@ -31,6 +33,13 @@ class Method(NamedTuple):
     penalty: Callable[[PyTree], jax.Array]
     fold: Callable[[PyTree], PyTree]
     tx: optax.GradientTransformation
+    freeze_step: int | None = None
+    frozen_tx: optax.GradientTransformation | None = None
+
+
+def freeze_step(config: Config, steps: int) -> int:
+    """Return the number of steps in which masks move; one at least, to a sparsity."""
+    return max(1 if config.sparsity else 0, round(config.freeze_at * steps))
 
 
 def weights_optimizer(config: Config, steps: int) -> optax.GradientTransformation:

@@ -9,7 +9,7 @@ import optax
 import scl_jax
 from experiments.baselines import autoprune, dst, magnitude, rigl, st3, str_
 from experiments.config import Config, parse_ste
-from experiments.method import Method, weights_optimizer
+from experiments.method import Method, freeze_step, weights_optimizer
 from experiments.models import MODELS
 from experiments.network import macs_of_connections, make_network
 
@@ -38,6 +38,10 @@ def scl(config: Config, steps: int) -> Method:
     costs = None
     if config.costs == "macs":
         costs = macs_of_connections(make_network(config))
+    transforms = (
+        weights_optimizer(config, steps),
+        masks_optimizer(config, steps, costs),
+    )
 
     def penalty(masked):
         if config.sparsity:  # the optimizer has the penalty then
@@ -56,9 +60,9 @@ def scl(config: Config, steps: int) -> Method:
         ),
         penalty=penalty,
         fold=scl_jax.fold_masks,
-        tx=scl_jax.partition(
-            weights_optimizer(config, steps), masks_optimizer(config, steps, costs)
-        ),
+        tx=scl_jax.partition(*transforms),
+        freeze_step=freeze_step(config, steps),
+        frozen_tx=scl_jax.partition(*transforms, frozen=True),
     )
 
 
@@ -66,7 +70,6 @@ def masks_optimizer(
     config: Config, steps: int, costs: PyTree | None
 ) -> optax.GradientTransformation:
     """Return the optimizer of the mask variables, which rest from `freeze_at` on."""
-    freeze_step = round(config.freeze_at * steps)
     normalize = scl_jax.normalize_by_feature(
         MODELS[config.model].feature_axes, norm=config.norm, decay=config.norm_decay
     )
@@ -77,8 +80,7 @@ def masks_optimizer(
         return scl_jax.meet_budget(
             optax.chain(normalize, optax.sgd(config.mask_learning_rate, momentum)),
             1 - config.sparsity,
-            # One step at least, however short the training is.
-            freeze_step=max(1, freeze_step),
+            freeze_step=freeze_step(config, steps),
             begin_step=begin_step,
             end_step=end_step,
             schedule=config.schedule,
@@ -88,7 +90,7 @@ def masks_optimizer(
             ste=parse_ste(config.ste),
         )
     rate = optax.piecewise_constant_schedule(
-        config.mask_learning_rate, {freeze_step: 0.0}
+        config.mask_learning_rate, {freeze_step(config, steps): 0.0}
     )
     transforms = [normalize, optax.sgd(rate, momentum)]
     if config.minimum_connections:

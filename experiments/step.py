@@ -62,6 +62,11 @@ class Objective(NamedTuple):
         total = loss + self.method.penalty(trained)
         return total, (statistics, Seen(loss, accuracy))
 
+    def frozen(self) -> "Objective":
+        """Return the objective of the steps in which masks rest."""
+        method = self.method
+        return self._replace(method=method._replace(tx=method.frozen_tx or method.tx))
+
     def step(self, state: TrainState, batch: Split) -> tuple[TrainState, Seen]:
         """Take one step of the optimizer."""
         trained, statistics, opt_state = state

@@ -143,6 +143,8 @@ class _Training:
         self.objective = Objective(self.network, self.method, config.label_smoothing)
         self.initial, self.template = make_initial(self.objective, self.mesh)
         self.run_steps = make_run(self.objective, self.feed, self.mesh)
+        # Of the epochs in which masks rest: no gradient of theirs is computed.
+        self.run_frozen = make_run(self.objective.frozen(), self.feed, self.mesh)
         # What the host looks at is gathered, on all devices.
         everywhere = replicated(self.mesh)
         self.fold = jax.jit(self.method.fold, out_shardings=everywhere)
@@ -223,11 +225,18 @@ class _Training:
         stop = min(self.feed.steps, done + (self.config.look_every or self.feed.steps))
         return self.feed.items(seed, at.key, epoch, done, stop), stop - done
 
+    def frozen(self, step: int) -> bool:
+        """Tell whether masks rest in the whole epoch of a step."""
+        # Of the epoch: how often it is looked at must not change a training.
+        freeze_step = self.method.freeze_step
+        return freeze_step is not None and step - step % self.feed.steps >= freeze_step
+
     def advance(self, seed: int, at: Progress) -> bool:
         """Take the steps up to the next look; tell whether all is finite."""
         began = time.perf_counter()
         items, count = self.items(seed, at)
-        at.state, seen = self.run_steps(at.state, items)
+        run = self.run_frozen if self.frozen(at.step) else self.run_steps
+        at.state, seen = run(at.state, items)
         finite = np.isfinite(seen.loss).all() and all_finite(at.state)
         at.step += count
         news = (seen.loss.sum(), seen.accuracy.sum(), time.perf_counter() - began)
@@ -278,12 +287,16 @@ class _Training:
             else "there is no checkpoint before it"
         )
         log.info("%s: not finite; looking for the place from step %d", name, at.step)
-        examine = make_examination(self.objective, self.feed)
+        examine, examine_frozen = (
+            make_examination(objective, self.feed)
+            for objective in (self.objective, self.objective.frozen())
+        )
         where = f"step {stop}, but not when repeated one by one"
         while at.step < stop:
             items, _ = self.items(seed, at)
             for item in each(items):
-                at.state, place = examine(at.state, item)
+                step = examine_frozen if self.frozen(at.step) else examine
+                at.state, place = step(at.state, item)
                 at.step += 1
                 if place:
                     epoch = (at.step - 1) // self.feed.steps + 1

@@ -18,7 +18,10 @@ from scl_jax._step import STE, checked_ste, identity, proxy_gradient
 
 
 def partition(
-    weights_tx: optax.GradientTransformation, masks_tx: optax.GradientTransformation
+    weights_tx: optax.GradientTransformation,
+    masks_tx: optax.GradientTransformation,
+    *,
+    frozen: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Update weights and mask variables of a `MaskedParams` each by its transform.
 
@@ -33,13 +36,18 @@ def partition(
     Args:
       weights_tx: the optimizer the trainer had.
       masks_tx: the optimizer of the mask variables.
+      frozen: True leaves the mask variables alone, and the state of `masks_tx` as it
+        is. Masks that have come to rest need no gradient, and in a jitted step that
+        takes gradient and update none is computed: train the steps after the freeze
+        with a second transform, which takes over the state of the first.
 
     Returns:
       An `optax.GradientTransformationExtraArgs` over `MaskedParams`.
 
     Raises:
-      TypeError: at init and update, if the tree is no `MaskedParams`; at update, if
-        the state is that of another optimizer, such as one for dense parameters.
+      TypeError: if `frozen` is no bool; at init and update, if the tree is no
+        `MaskedParams`; at update, if the state is that of another optimizer, such as
+        one for dense parameters.
 
     Example:
       >>> import jax.numpy as jnp
@@ -53,7 +61,17 @@ def partition(
       >>> print(updates.masks["kernel"])
       [[-0.001 -0.001]
        [-0.001 -0.001]]
+      >>> at_rest = partition(optax.adamw(1e-3), optax.sgd(1e-3), frozen=True)
+      >>> updates, _ = at_rest.update(gradient, tx.init(params), params)
+      >>> print(updates.masks["kernel"])
+      [[0. 0.]
+       [0. 0.]]
     """
+    if not isinstance(frozen, bool):
+        raise TypeError(
+            f"partition: frozen must be True or False, got {frozen!r}: whether masks "
+            "rest is known when a step is compiled"
+        )
     labels = MaskedParams(weights="weights", masks="masks")
 
     def checked_labels(tree):
@@ -69,7 +87,7 @@ def partition(
 
     transforms: dict[Hashable, optax.GradientTransformation] = {
         "weights": _within("weights", weights_tx),
-        "masks": _within("masks", masks_tx),
+        "masks": _within("masks", _resting(masks_tx) if frozen else masks_tx),
     }
     tx = optax.with_extra_args_support(optax.partition(transforms, checked_labels))
 
@@ -102,6 +120,16 @@ def _within(
         return updates._replace(**{field: new}), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _resting(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Return a transform with the state of another one that moves nothing."""
+
+    def update_fn(updates, state, params=None):
+        del params
+        return jax.tree.map(jnp.zeros_like, updates), state
+
+    return optax.GradientTransformation(tx.init, update_fn)
 
 
 class ConnectionPenaltyState(NamedTuple):

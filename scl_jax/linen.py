@@ -205,7 +205,10 @@ def join(pair: scl_jax.MaskedParams) -> PyTree:
 
 
 def partition(
-    weights_tx: optax.GradientTransformation, masks_tx: optax.GradientTransformation
+    weights_tx: optax.GradientTransformation,
+    masks_tx: optax.GradientTransformation,
+    *,
+    frozen: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Update weights and mask variables of a masked module each by its transform.
 
@@ -217,13 +220,14 @@ def partition(
     Args:
       weights_tx: the optimizer the trainer had.
       masks_tx: the optimizer of the mask variables.
+      frozen: True leaves the mask variables alone: `scl_jax.partition`.
 
     Returns:
       An `optax.GradientTransformationExtraArgs` over `params`.
 
     Raises:
-      TypeError: at init and update, if the parameters are no mapping; at update, if
-        the state is another optimizer's.
+      TypeError: if `frozen` is no bool; at init and update, if the parameters are no
+        mapping; at update, if the state is another optimizer's.
       ValueError: at init and update, if there is no mask variable in the parameters.
 
     Example:
@@ -235,7 +239,7 @@ def partition(
       >>> {name: round(update.item(), 3) for name, update in updates.items()}
       {'kernel': -0.1, 'kernel_mask': -0.01}
     """
-    tx = scl_jax.partition(weights_tx, masks_tx)
+    tx = scl_jax.partition(weights_tx, masks_tx, frozen=frozen)
 
     def init_fn(params):
         # optax.tree_map_params asks with a placeholder that has no leaves.

@@ -197,7 +197,10 @@ class Masked(nnx.Module):
 
 
 def partition(
-    weights_tx: optax.GradientTransformation, masks_tx: optax.GradientTransformation
+    weights_tx: optax.GradientTransformation,
+    masks_tx: optax.GradientTransformation,
+    *,
+    frozen: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Update weights and mask variables of a `Masked` each by its transform.
 
@@ -210,14 +213,16 @@ def partition(
     Args:
       weights_tx: the optimizer the trainer had.
       masks_tx: the optimizer of the mask variables.
+      frozen: True leaves the mask variables alone: `scl_jax.partition`.
 
     Returns:
       An `optax.GradientTransformationExtraArgs` over the state of a `Masked`,
       filtered by `TRAINED`.
 
     Raises:
-      TypeError: at init and update, if the tree is not that: the optimizer is not on
-        a `Masked`, or `wrt` or the gradient leaves the mask variables out.
+      TypeError: if `frozen` is no bool; at init and update, if the tree is not that:
+        the optimizer is not on a `Masked`, or `wrt` or the gradient leaves the mask
+        variables out.
 
     Example:
       >>> model = Masked(nnx.Linear(3, 2, rngs=nnx.Rngs(0)))
@@ -229,7 +234,7 @@ def partition(
       got a state of model. Say TRAINED to both: nnx.Optimizer(model, tx, wrt=TRAINED)
       and nnx.grad(loss_fn, argnums=nnx.DiffState(0, TRAINED))
     """
-    tx = _optimizer.partition(weights_tx, masks_tx)
+    tx = _optimizer.partition(weights_tx, masks_tx, frozen=frozen)
 
     def masked(tree):
         is_state = isinstance(tree, nnx.State)

@@ -24,7 +24,8 @@ def broken(monkeypatch, method, at):
     def nan_at_a_step(config, steps):
         way = make(config, steps)
         spoil = optax.scale_by_schedule(lambda t: jnp.where(t == at, jnp.nan, 1.0))
-        return way._replace(tx=optax.chain(way.tx, spoil))
+        frozen_tx = way.frozen_tx and optax.chain(way.frozen_tx, spoil)
+        return way._replace(tx=optax.chain(way.tx, spoil), frozen_tx=frozen_tx)
 
     monkeypatch.setitem(METHODS, method, nan_at_a_step)
 
@@ -37,13 +38,15 @@ def broken(monkeypatch, method, at):
         ("scl", "trained/masks/Dense_0/kernel", 6, 2, 0),
         # No loss is computed after it: only the parameters show it.
         ("scl", "trained/masks/Dense_0/kernel", 11, 3, 3),
+        # Where masks rest.
+        ("scl", "trained/masks/Dense_0/kernel", 13, 4, 2),
     ],
 )
 def test_numbers_that_are_not_finite_are_reported_where_they_come_up(
     monkeypatch, method, place, at, epoch, look_every
 ):
     broken(monkeypatch, method, at)
-    settings, seen = config(look_every=look_every), []
+    settings, seen = config(look_every=look_every, epochs=max(3, epoch)), []
     with pytest.raises(TrainingError) as raised:
         list(train(settings, dataset(), method, seeds=[9], on_epoch=seen.append))
     message = str(raised.value)

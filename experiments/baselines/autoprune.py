@@ -6,7 +6,7 @@ import optax
 
 import scl_jax
 from experiments.config import Config, parse_ste
-from experiments.method import Method, weights_optimizer
+from experiments.method import Method, freeze_step, weights_optimizer
 
 
 def autoprune(config: Config, steps: int) -> Method:
@@ -53,7 +53,11 @@ def autoprune(config: Config, steps: int) -> Method:
         )
 
     rate = optax.piecewise_constant_schedule(
-        config.mask_learning_rate, {round(config.freeze_at * steps): 0.0}
+        config.mask_learning_rate, {freeze_step(config, steps): 0.0}
+    )
+    transforms = (
+        weights_optimizer(config, steps),
+        optax.sgd(rate, config.mask_momentum or None),
     )
     return Method(
         name="autoprune",
@@ -65,8 +69,7 @@ def autoprune(config: Config, steps: int) -> Method:
             config.penalty * scl_jax.connection_count(masked, ste=ste)
         ),
         fold=scl_jax.fold_masks,
-        tx=scl_jax.partition(
-            weights_optimizer(config, steps),
-            optax.sgd(rate, config.mask_momentum or None),
-        ),
+        tx=scl_jax.partition(*transforms),
+        freeze_step=freeze_step(config, steps),
+        frozen_tx=scl_jax.partition(*transforms, frozen=True),
     )

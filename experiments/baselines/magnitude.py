@@ -12,7 +12,7 @@ import scl_jax
 from experiments.baselines.schedule import due, sparsity_at
 from experiments.baselines.straight_through import straight_through
 from experiments.config import Config
-from experiments.method import Method, weights_optimizer
+from experiments.method import Method, freeze_step, weights_optimizer
 from scl_jax import MaskedParams, _rank
 
 PyTree = Any
@@ -65,14 +65,14 @@ def magnitude_ste(config: Config, steps: int) -> Method:
     that of Zhu & Gupta's schedule, over all kernels together, as in `gmp`.
     """
     count = connections_at(config, steps)
-    freeze_step = max(1, round(config.freeze_at * steps))
+    last = freeze_step(config, steps)
 
     def renew(weights, masks, taken):
         magnitudes = _magnitudes(weights, masks, remaining=False)
         return _largest(magnitudes, count(taken, _size(magnitudes)))
 
     tx = _renew_masks(
-        weights_optimizer(config, steps), lambda taken: taken <= freeze_step, renew
+        weights_optimizer(config, steps), lambda taken: taken <= last, renew
     )
     return _method("magnitude_ste", straight_through, tx)
 

@@ -10,7 +10,7 @@ import optax
 import scl_jax
 from experiments.baselines.straight_through import straight_through
 from experiments.config import Config
-from experiments.method import Method, weights_optimizer
+from experiments.method import Method, freeze_step, weights_optimizer
 from scl_jax import MaskedParams
 from scl_jax._paths import is_none, leaf_path
 
@@ -35,7 +35,7 @@ def rigl(config: Config, steps: int) -> Method:
     connection. Pruned weights are 0, and no decay or momentum moves them.
     """
     weights_tx = weights_optimizer(config, steps)
-    end = round(config.freeze_at * steps)
+    end = freeze_step(config, steps)
 
     def wrap(params):
         masked = _random_masks(params, 1 - config.sparsity)
