@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from scl_jax._step import STE, proxy_gradient, unit_step
+from scl_jax._step import STE, proxy_gradient
 
 
 def checked_part(pruned_gradient: Any, caller: str) -> float:
@@ -26,7 +26,10 @@ def checked_part(pruned_gradient: Any, caller: str) -> float:
 def masked_product(weight: jax.Array, mask: jax.Array, ste: STE, part: float) -> Any:
     """Return W * H(S); its gradient at a pruned weight is a part of the exact one's."""
     del ste, part
-    return weight * unit_step(mask).astype(weight.dtype)
+    # Selected by conditions, which are the same in the gradient: of masks that rest XLA
+    # then keeps a byte for each in a loop over steps, and does not read S again.
+    kept = jnp.where(mask < 0, jnp.zeros_like(weight), weight)
+    return jnp.where(jnp.isnan(mask), jnp.full_like(weight, jnp.nan), kept)
 
 
 def _product_forward(weight, mask, ste, part):
