@@ -30,7 +30,12 @@ from experiments.record import versions
 from experiments.step_cost import compare, scaling
 
 # Without --experiments: networks, their batch, and how many times fewer steps.
-USUAL = (("lenet300", 128, 1), ("lenet300", 64, 1), ("lenet5", 128, 10))
+USUAL = (
+    ("lenet300", 128, 1),
+    ("lenet300", 64, 1),
+    ("lenet5", 128, 10),
+    ("resnet20", 128, 100),
+)
 
 
 def import_seconds(repeats: int) -> dict[str, float]:

@@ -24,7 +24,8 @@ class Method(NamedTuple):
       fold: from what is trained to plain parameters, for evaluation.
       tx: the optimizer of what is trained.
       freeze_step: the number of steps in which masks are trained; None: all.
-      frozen_tx: an optimizer with the same state for the steps in which they rest.
+      frozen_tx: an optimizer with the same state for the steps in which they rest;
+        `rested` makes what is trained ready for it.
     """
 
     name: str
@@ -35,6 +36,11 @@ class Method(NamedTuple):
     tx: optax.GradientTransformation
     freeze_step: int | None = None
     frozen_tx: optax.GradientTransformation | None = None
+
+
+def rested(masked: scl_jax.MaskedParams) -> scl_jax.MaskedParams:
+    """Return what is trained while masks rest: pruned weights are zero, and stay it."""
+    return masked._replace(weights=scl_jax.fold_masks(masked))
 
 
 def freeze_step(config: Config, steps: int) -> int:

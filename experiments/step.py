@@ -63,9 +63,12 @@ class Objective(NamedTuple):
         return total, (statistics, Seen(loss, accuracy))
 
     def frozen(self) -> "Objective":
-        """Return the objective of the steps in which masks rest."""
+        """Return the objective of steps in which masks rest, of what is `rested`."""
         method = self.method
-        return self._replace(method=method._replace(tx=method.frozen_tx or method.tx))
+        if method.frozen_tx is None:
+            return self
+        frozen = method._replace(effective=lambda m: m.weights, tx=method.frozen_tx)
+        return self._replace(method=frozen)
 
     def step(self, state: TrainState, batch: Split) -> tuple[TrainState, Seen]:
         """Take one step of the optimizer."""

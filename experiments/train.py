@@ -25,6 +25,7 @@ from experiments.health import (
     make_examination,
 )
 from experiments.mesh import make_mesh, replicated
+from experiments.method import rested
 from experiments.methods import METHODS
 from experiments.network import make_network
 from experiments.step import (
@@ -145,6 +146,11 @@ class _Training:
         self.run_steps = make_run(self.objective, self.feed, self.mesh)
         # Of the epochs in which masks rest: no gradient of theirs is computed.
         self.run_frozen = make_run(self.objective.frozen(), self.feed, self.mesh)
+        self.rest = jax.jit(
+            lambda state: state._replace(trained=rested(state.trained)),
+            donate_argnums=0,
+            out_shardings=jax.tree.map(lambda x: x.sharding, self.template),
+        )
         # What the host looks at is gathered, on all devices.
         everywhere = replicated(self.mesh)
         self.fold = jax.jit(self.method.fold, out_shardings=everywhere)
@@ -235,8 +241,10 @@ class _Training:
         """Take the steps up to the next look; tell whether all is finite."""
         began = time.perf_counter()
         items, count = self.items(seed, at)
-        run = self.run_frozen if self.frozen(at.step) else self.run_steps
-        at.state, seen = run(at.state, items)
+        if self.frozen(at.step):
+            at.state, seen = self.run_frozen(self.rest(at.state), items)
+        else:
+            at.state, seen = self.run_steps(at.state, items)
         finite = np.isfinite(seen.loss).all() and all_finite(at.state)
         at.step += count
         news = (seen.loss.sum(), seen.accuracy.sum(), time.perf_counter() - began)
@@ -294,6 +302,8 @@ class _Training:
         where = f"step {stop}, but not when repeated one by one"
         while at.step < stop:
             items, _ = self.items(seed, at)
+            if self.frozen(at.step):
+                at.state = self.rest(at.state)
             for item in each(items):
                 step = examine_frozen if self.frozen(at.step) else examine
                 at.state, place = step(at.state, item)

@@ -13,7 +13,7 @@ from jax.core import Tracer
 
 from scl_jax._costs import cost_of
 from scl_jax._masked import MaskedParams, map_masks, mask_leaves
-from scl_jax._paths import PyTree, leaf_path
+from scl_jax._paths import PyTree, leaf_path, leaves_by_path
 from scl_jax._step import STE, checked_ste, identity, proxy_gradient
 
 
@@ -36,10 +36,12 @@ def partition(
     Args:
       weights_tx: the optimizer the trainer had.
       masks_tx: the optimizer of the mask variables.
-      frozen: True leaves the mask variables alone, and the state of `masks_tx` as it
-        is. Masks that have come to rest need no gradient, and in a jitted step that
-        takes gradient and update none is computed: train the steps after the freeze
-        with a second transform, which takes over the state of the first.
+      frozen: True leaves the mask variables alone, the state of `masks_tx`, and the
+        pruned weights: for the steps after the freeze, a second transform that takes
+        over the state of the first. In a jitted step that takes gradient and update no
+        gradient of the masks is computed. With `weights=fold_masks(masked)` put into
+        the `MaskedParams` once, the loss can take its weights as they are, for what is
+        pruned stays zero: such a step is the dense one.
 
     Returns:
       An `optax.GradientTransformationExtraArgs` over `MaskedParams`.
@@ -48,6 +50,7 @@ def partition(
       TypeError: if `frozen` is no bool; at init and update, if the tree is no
         `MaskedParams`; at update, if the state is that of another optimizer, such as
         one for dense parameters.
+      ValueError: at update, if `frozen` is True and params is None.
 
     Example:
       >>> import jax.numpy as jnp
@@ -98,7 +101,18 @@ def partition(
                 f"got {type(state).__name__}, another optimizer's. Where dense "
                 "parameters have become masked, call init again"
             )
-        return tx.update(updates, state, params, **extra_args)
+        if not frozen:
+            return tx.update(updates, state, params, **extra_args)
+        if params is None:
+            raise ValueError(
+                "partition: frozen reads the mask variables; call "
+                "update(updates, state, params)"
+            )
+        # Gradients, lest pruned weights count in a norm or leave a momentum; and
+        # updates, because of the momentum that they had.
+        updates = _of_connected(updates, params)
+        updates, state = tx.update(updates, state, params, **extra_args)
+        return _of_connected(updates, params), state
 
     return optax.GradientTransformationExtraArgs(tx.init, update_fn)
 
@@ -120,6 +134,18 @@ def _within(
         return updates._replace(**{field: new}), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _of_connected(updates: Any, params: Any) -> MaskedParams:
+    """Put zeros in the place of the updates of pruned weights."""
+    masks = leaves_by_path(params.masks)  # of NNX they lack what is not masked
+
+    def connected(key_path, u):
+        s = masks.get(leaf_path(key_path))
+        return u if s is None else jnp.where(s < 0, jnp.zeros_like(u), u)
+
+    weights = jax.tree_util.tree_map_with_path(connected, updates.weights)
+    return updates._replace(weights=weights)
 
 
 def _resting(tx: optax.GradientTransformation) -> optax.GradientTransformation:

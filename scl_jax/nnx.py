@@ -213,7 +213,8 @@ def partition(
     Args:
       weights_tx: the optimizer the trainer had.
       masks_tx: the optimizer of the mask variables.
-      frozen: True leaves the mask variables alone: `scl_jax.partition`.
+      frozen: True leaves mask variables and pruned weights alone, as in
+        `scl_jax.partition`.
 
     Returns:
       An `optax.GradientTransformationExtraArgs` over the state of a `Masked`,

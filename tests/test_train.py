@@ -46,7 +46,12 @@ def in_numpy(config, split, method):
     velocities = [0.0, 0.0, 0.0]
     squares, decay = 0.0, config.norm_decay
     step, history = 0, []
+    freeze_step = round(config.freeze_at * steps) if method == "scl" else steps
     for _ in range(config.epochs):
+        # In an epoch in which masks rest, pruned weights are zero and rest, too.
+        moving, part = 1.0, config.pruned_gradient
+        if step >= freeze_step:
+            moving, part, kernel = mask >= 0, 0.0, kernel * (mask >= 0)
         order, _ = shuffle(key, examples, config.batch_size)
         key = next_key(key)
         losses, correct = [], []
@@ -65,7 +70,7 @@ def in_numpy(config, split, method):
             mask_gradient = gradient * kernel + config.penalty
             squares = decay * squares + (1 - decay) * (mask_gradient**2).mean(axis=0)
             mask_gradient /= np.sqrt(squares / (1 - decay ** (step + 1)))
-            passed = np.where(connected, 1.0, config.pruned_gradient)
+            passed = np.where(connected, 1.0, part)
             gradients = [
                 gradient * passed + config.weight_decay * kernel,
                 difference.sum(axis=0),
@@ -79,9 +84,9 @@ def in_numpy(config, split, method):
                 )
             ]
             rate = config.learning_rate * 0.5 * (1 + np.cos(np.pi * step / steps))
-            kernel = kernel - rate * velocities[0]
+            kernel = kernel - rate * velocities[0] * moving
             bias = bias - rate * velocities[1]
-            if method == "scl" and step < round(config.freeze_at * steps):
+            if method == "scl" and step < freeze_step:
                 mask = mask - config.mask_learning_rate * velocities[2]
             step += 1
         history.append((np.mean(losses), np.mean(correct)))
@@ -139,7 +144,7 @@ def test_two_layers_equal_optax_step_by_step():
     tx = optax.sgd(optax.cosine_decay_schedule(settings.learning_rate, steps), 0.9)
 
     @jax.jit
-    def gradients(params, masks, inputs, labels):
+    def gradients(params, masks, part, inputs, labels):
         used = {
             layer: {
                 "kernel": own["kernel"] * (masks[layer] >= 0),
@@ -161,7 +166,7 @@ def test_two_layers_equal_optax_step_by_step():
         }
         of_params = {
             layer: {
-                "kernel": own["kernel"] * jnp.where(masks[layer] >= 0, 1.0, 0.1)
+                "kernel": own["kernel"] * jnp.where(masks[layer] >= 0, 1.0, part)
                 + settings.weight_decay * params[layer]["kernel"],
                 "bias": own["bias"],
             }
@@ -172,14 +177,22 @@ def test_two_layers_equal_optax_step_by_step():
     state, velocity, losses = tx.init(params), dict.fromkeys(params, 0.0), []
     squares = dict.fromkeys(params, 0.0)
     for epoch in range(2):
+        if epoch:
+            for layer, mask in masks.items():
+                params[layer]["kernel"] *= mask >= 0
         order, _ = shuffle(order_key, 23, 5)
         order_key = next_key(order_key)
         for step, batch in enumerate(np.asarray(order), start=4 * epoch):
+            # The second epoch is the one in which masks rest, and pruned weights.
+            part = 0.0 if epoch else 0.1
             of_params, of_masks, loss = gradients(
-                params, masks, split.inputs[batch], split.labels[batch]
+                params, masks, part, split.inputs[batch], split.labels[batch]
             )
             losses.append(float(loss))
             updates, state = tx.update(of_params, state, params)
+            if epoch:
+                for layer, mask in masks.items():
+                    updates[layer]["kernel"] *= mask >= 0
             params = optax.apply_updates(params, updates)
             for layer, gradient in host(of_masks).items():
                 square = (gradient.astype(float) ** 2).mean(axis=0)
