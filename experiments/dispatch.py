@@ -11,7 +11,7 @@ import optax
 
 import scl_jax
 
-LAYERS, WIDTH, BATCH, STEPS = 12, 256, 64, 300
+LAYERS, WIDTH, BATCH, STEPS = 100, 32, 16, 300
 
 
 def dispatch_times(layers: int = LAYERS, steps: int = STEPS) -> dict[str, Any]:

@@ -183,29 +183,67 @@ def _zoo(zoo: dict[str, Any]) -> str:
 
 
 def _bench(bench: dict[str, Any]) -> str:
-    header = ["network", "batch", "dense step", "SCL step", "SCL / dense", "spread"]
-    cells = [[*header, "to a budget / dense"]]
-    for row in bench["steps"]:
-        cells.append(
-            [
-                row["network"],
-                str(row["batch"]),
-                f"{row['dense_us'] / 1000:.2f} ms",
-                f"{row['scl_us'] / 1000:.2f} ms",
-                f"{row['ratio']:.3f}",
-                "{:.2f} to {:.2f}".format(*row["ratio_spread"]),
-                f"{row['budget_ratio']:.3f}",
-            ]
-        )
-    versions, first = bench["versions"], bench["steps"][0]
-    arguments = bench.get("arguments")  # not there in files of before they were kept
+    """Return what steps cost beside dense, or devices beside one."""
+    rows = bench.get("steps") or bench["scaling"]
+    cells = _scaling_cells(rows) if "scaling" in bench else _step_cells(rows)
+    title = "Several devices" if "scaling" in bench else "What a training step costs"
+    versions, first, arguments = bench["versions"], rows[0], bench["arguments"]
     command = f'make bench ARGS="{arguments}"' if arguments else "make bench"
     return (
-        f"**What a training step costs.** {first['compute']}, {versions['device']}, "
+        f"**{title}.** {first['compute']}, {versions['device']}, "
         f"jax {versions['jax']}, median of {first['repeats']} repeats, commit "
         f"{versions['commit'][:7]}; "
         f"`{command}`\n\n{as_markdown(cells)}"
     )
+
+
+def _step_cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """Return a row per network: steps over the dense step, the least bytes, memory."""
+    cells = [["network", "batch", "images", "dense step", "SCL / dense"]]
+    cells[0] += ["to a budget", "masks at rest", "floor", "memory, of allowed"]
+    for row in rows:
+        timed = row["timed"]
+        memory, dense = timed["scl"].get("bytes"), timed["dense"].get("bytes")
+        told = ""
+        if memory:
+            allowed = dense + row["mask_bytes"] + 2 * row["weights"]
+            told = f"{memory / 1e6:,.0f} of {allowed / 1e6:,.0f} MB"
+        cells.append(
+            [
+                row["network"],
+                str(row["batch"]),
+                f"{row['side']}x{row['side']}",
+                f"{timed['dense']['us'] / 1000:.2f} ms",
+                *(_ratio(timed.get(name)) for name in ("scl", "budget", "frozen")),
+                f"{row['floor_bytes'] / 1e6:,.1f} MB",
+                told,
+            ]
+        )
+    return cells
+
+
+def _ratio(one: dict[str, Any] | None) -> str:
+    """Return a ratio to the dense step, with its spread where that was kept."""
+    if one is None:
+        return ""
+    spread = one.get("spread")
+    told = " ({:.2f} to {:.2f})".format(*spread) if spread else ""
+    return f"{one['ratio']:.3f}{told}"
+
+
+def _scaling_cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """Return a row per network: throughput over that of one device."""
+    cells = [["network", "devices", "batch", "dense", "SCL"]]
+    cells += [
+        [
+            row["network"],
+            str(row["devices"]),
+            str(row["batch"]),
+            *(f"{row[name]:.2f} times one" for name in ("dense", "scl")),
+        ]
+        for row in rows
+    ]
+    return cells
 
 
 def main() -> None:

@@ -1,87 +1,116 @@
 """The benchmark: what it prints, and what it writes."""
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
 import pytest
 from tiny import Linear
 
-from experiments import bench
+from experiments import bench, configs
 from experiments.models import MODELS
 from experiments.network import make_network
 
+IMPORT_SECONDS = bench.import_seconds
 
-@pytest.fixture
-def linear(monkeypatch):
-    """Make both networks a linear one, and the imports short."""
-    for name in ("lenet300", "lenet5"):
-        monkeypatch.setitem(MODELS, name, Linear)
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    """Leave out what takes seconds, and is tested elsewhere."""
     imports = {"jax_optax": 1.0, "jax_optax_scl_jax": 1.25}
     monkeypatch.setattr(bench, "import_seconds", lambda repeats: imports)
-    make_network.cache_clear()
-    yield
-    make_network.cache_clear()
+    host = dict.fromkeys(("dense_us", "ratio", "budget_ratio"), 1.0)
+    host |= {"arrays": [400, 701]}
+    monkeypatch.setattr(bench, "dispatch_times", lambda steps: host)
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Time nothing; return what would have been timed."""
+    asked = []
+
+    def compare(config, steps, repeats, methods=(), *, memory=False):
+        asked.append((config, steps, repeats, list(methods), memory))
+        one = {"us": 1.0, "ratio": 1.0, "spread": [1.0, 1.0]}
+        named = {"network": config.model, "batch": 1, "compute": "float32"}
+        return {**named, "timed": {"dense": one}, "weights": 1}
+
+    monkeypatch.setattr(bench, "compare", compare)
+    return asked
 
 
 def written(path, *options):
     """Run the benchmark; return what it wrote."""
-    short = ["--repeats", "1", "--steps", "2", "--json", str(path)]
+    short = ["--repeats", "2", "--steps", "300", "--json", str(path)]
     assert bench.main([*short, *options]) == 0
     return json.loads(path.read_text())
 
 
-def test_experiments_are_timed_with_their_own_settings(linear, tmp_path):
-    chosen = ["--experiments", "mnist5k_lenet300", "fashion_mnist_lenet5"]
-    more = ["--batch", "8", "--methods", "gmp", "str"]
-    for options, batches in (([], [64, 128]), (more, [8, 8])):
-        rows = written(tmp_path / "bench.json", *chosen, *options)["steps"]
-        assert [row["network"] for row in rows] == ["lenet300", "lenet5"]
-        assert [row["batch"] for row in rows] == batches
-        usual = ["dense", "scl", "budget", "frozen"]
-        assert all([*row["timed"]] == [*usual, *options[3:]] for row in rows)
+def test_experiments_are_timed_with_their_own_settings(asked, tmp_path):
+    chosen = ["--experiments", "mnist5k_lenet300", "imagenet_vit_b16"]
+    assert len(written(tmp_path / "bench.json", *chosen)["steps"]) == 2
+    own = [configs.load_config(name) for name in chosen[1:]]
+    assert asked == [(config, 300, 2, [], False) for config in own]
+    asked.clear()
+    more = ["--batch", "8", "--compute", "bfloat16", "--mask-dtype", "bfloat16"]
+    more += ["--mask-momentum", "0", "--memory", "--methods", "gmp", "str"]
+    written(tmp_path / "bench.json", *chosen, *more)
+    changes = {"batch_size": 8, "compute": "bfloat16"}
+    changes |= {"mask_dtype": "bfloat16", "mask_momentum": 0.0}
+    changed = [dataclasses.replace(config, **changes) for config in own]
+    assert asked == [(config, 300, 2, ["gmp", "str"], True) for config in changed]
 
 
-def test_masks_are_those_of_the_command_line(linear, tmp_path):
-    options = ["--mask-dtype", "bfloat16", "--mask-momentum", "0"]
-    for row in written(tmp_path / "bench.json", *options)["steps"]:
-        assert (row["mask_dtype"], row["mask_momentum"]) == ("bfloat16", 0)
-        assert row["mask_bytes"] == 2 * row["weights"]
-    options = ["--experiments", "mnist5k_lenet300", "--compute", "bfloat16"]
-    (row,) = written(tmp_path / "bench.json", *options)["steps"]
-    assert row["compute"] == "bfloat16"
-
-
-def test_numbers_are_printed_and_written(linear, tmp_path, capsys):
-    content = written(tmp_path / "bench.json", "--memory")
-    assert content["import_seconds"]["jax_optax"] == 1.0
-    assert content["versions"]["jax"]
-    assert content["arguments"] == "--repeats 1 --steps 2 --memory"
-    assert [(row["network"], row["batch"]) for row in content["steps"]] == [
-        ("lenet300", 128),
-        ("lenet300", 64),
-        ("lenet5", 128),
+def test_without_experiments_small_networks_are_timed(asked, tmp_path):
+    content = written(tmp_path / "bench.json", "--mask-momentum", "0.5")
+    told = [(c.model, c.batch_size, steps) for c, steps, *_ in asked]
+    assert told == [
+        ("lenet300", 128, 300),
+        ("lenet300", 64, 300),
+        ("lenet5", 128, 30),
+        ("resnet20", 128, 3),
     ]
+    assert {c.mask_momentum for c, *_ in asked} == {0.5}
+    assert content["arguments"] == "--repeats 2 --steps 300 --mask-momentum 0.5"
+
+
+def test_numbers_are_printed_and_written(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(bench, "USUAL", (("lenet300", 16, 100),))
+    monkeypatch.setitem(MODELS, "lenet300", Linear)
+    make_network.cache_clear()
+    content = written(tmp_path / "bench.json", "--memory")
+    make_network.cache_clear()
+    assert content["import_seconds"]["jax_optax"] == 1.0
+    assert content["dispatch"]["arrays"] == [400, 701]
+    assert content["versions"]["jax"]
     out = capsys.readouterr().out
-    for row in content["steps"]:
-        for one in row["timed"].values():
-            low, high = one["spread"]
-            assert 0 < low <= one["ratio"] <= high
-            assert one["us"] > 0
-            assert f"{one['ratio']:.3f}" in out
-            assert f"{low:.3f}-{high:.3f}" in out
-            assert f"{one['bytes'] / 1e6:.1f} MB" in out
-        most = row["timed"]["dense"]["bytes"] + row["mask_bytes"] + 2 * row["weights"]
-        assert f"{most / 1e6:.1f} MB" in out
+    (row,) = content["steps"]
+    for one in row["timed"].values():
+        low, high = one["spread"]
+        assert 0 < low <= one["ratio"] <= high
+        assert one["us"] > 0
+        assert f"{one['ratio']:.3f}" in out
+        assert f"{low:.3f}-{high:.3f}" in out
+        assert f"{one['bytes'] / 1e6:.1f} MB" in out
+    most = row["timed"]["dense"]["bytes"] + row["mask_bytes"] + 2 * row["weights"]
+    assert f"{most / 1e6:.1f} MB" in out
     assert "+0.25 s" in out
+    assert "400 arrays" in out
 
 
-def test_scaling_is_printed_and_written(linear, tmp_path, capsys):
-    rows = written(tmp_path / "bench.json", "--scaling")["scaling"]
-    assert [row["network"] for row in rows] == ["lenet300", "lenet300", "lenet5"]
+def test_scaling_is_printed_and_written(monkeypatch, tmp_path, capsys):
+    def scaling(config, steps, repeats):
+        named = {"network": config.model, "devices": 2, "batch": 256}
+        return {**named, "compute": "float32", "dense": 1.96, "scl": 1.9}
+
+    monkeypatch.setattr(bench, "scaling", scaling)
+    content = written(tmp_path / "bench.json", "--scaling")
+    assert "steps" not in content
+    rows = content["scaling"]
+    assert [row["network"] for row in rows] == [name for name, *_ in bench.USUAL]
     out = capsys.readouterr().out
-    for row in rows:
-        assert f"{row['dense']:.2f} times one" in out
-        assert f"{row['scl']:.2f} times one" in out
+    assert "1.96 times one" in out
+    assert "1.90 times one" in out
 
 
 def test_import_is_timed_in_processes_with_and_without_us(monkeypatch):
@@ -94,7 +123,7 @@ def test_import_is_timed_in_processes_with_and_without_us(monkeypatch):
 
     monkeypatch.setattr(bench, "time", SimpleNamespace(perf_counter=lambda: clock.now))
     monkeypatch.setattr(bench, "subprocess", SimpleNamespace(run=run))
-    assert bench.import_seconds(2) == {"jax_optax": 1.0, "jax_optax_scl_jax": 1.5}
+    assert IMPORT_SECONDS(2) == {"jax_optax": 1.0, "jax_optax_scl_jax": 1.5}
     assert asked == ["import jax, optax", "import jax, optax, scl_jax"] * 2
 
 
