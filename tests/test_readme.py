@@ -183,3 +183,29 @@ def test_what_is_said_of_lenet5_is_so():
     )
     parts = [total / row["macs_remaining"] for row in (uniform, own)]
     assert [round(part) for part in parts] == [10, 8]
+
+
+def test_what_is_said_of_resnet20_is_so():
+    found = leads("resnet20")
+    others = {method for method, _ in found}
+    assert others == {"gmp", "gmp_uniform", "magnitude_ste", "rigl", "st3"}
+    at = {t: {m: v for (m, u), v in found.items() if u == t} for _, t in found}
+    ahead, std = at[0.99]["gmp"]
+    assert round(ahead, 1) == 0.7
+    assert ahead > 4 * std
+    assert all(lead[0] >= ahead for lead in at[0.99].values())
+    assert round(at[0.99]["rigl"][0]) == 8
+    assert all(at[0.99][m][0] > 20 for m in ("st3", "magnitude_ste", "gmp_uniform"))
+    ahead, std = at[0.98]["gmp"]
+    assert round(ahead, 1) == 0.5
+    assert ahead > std
+    assert (round(at[0.98]["st3"][0], 2), round(at[0.95]["gmp"][0], 2)) == (0.05, -0.06)
+    assert all(lead[0] > 0 for lead in at[0.98].values())
+    assert abs(at[0.95]["st3"][0]) < 0.1
+    assert round(at[0.9]["st3"][0], 2) == -0.22
+    worst = [min(lead[0] for lead in at[t].values()) for t in (0.9, 0.95)]
+    assert [round(lead, 2) for lead in worst] == [-0.22, -0.06]
+    book = json.loads((RESULTS / "compare_fashion_mnist_resnet20.json").read_text())
+    assert len(book["runs"]) == 173
+    (own,) = (r for r in book["summary"] if (r["method"], r["target"]) == ("scl", 0.99))
+    assert round(100 * own["least_density"], 1) == 0.3
