@@ -36,7 +36,7 @@ START = 0.1  # the usual one, where all of `NAMES` are positive
 FAR = 1.5  # where some are not: they are tried from there, and the identity
 
 
-def starts(names: Sequence[str]) -> list[tuple[str, float]]:
+def trainings(names: Sequence[str]) -> list[tuple[str, float]]:
     """Return what is trained: pairs of an estimator and the mask variables' start."""
     far = [name for name in names if not parse_ste(name)(jnp.float32(FAR)) > 0]
     return [(name, START) for name in names] + [
@@ -62,7 +62,7 @@ def run_estimators(
       scratch: where checkpoints are.
 
     Returns:
-      A row for each pair of `starts`: `ste`, `start`, and the mean and the standard
+      A row for each pair of `trainings`: `ste`, `start`, and the mean and the standard
       deviation (`_std`) of `accuracy` on the validation split, last epoch, and of
       `sparsity`, over the seeds of the config.
 
@@ -76,7 +76,7 @@ def run_estimators(
     book = Book(folder / f"estimators_{name}.json", scratch / f"estimators_{name}")
     book.open(config, ("ste", "mask_initial"))
     tasks = []
-    for ste, start in starts(names):
+    for ste, start in trainings(names):
         settings = {"ste": ste, "mask_initial": start}
         changed = dataclasses.replace(config, **settings)
         seeds = config_seeds(config)

@@ -207,7 +207,7 @@ def _step_cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
         told = ""
         if memory:
             allowed = dense + row["mask_bytes"] + 2 * row["weights"]
-            told = f"{memory / 1e6:,.0f} of {allowed / 1e6:,.0f} MB"
+            told = f"{memory / 1e6:,.1f} of {allowed / 1e6:,.1f} MB"
         cells.append(
             [
                 row["network"],
