@@ -16,7 +16,7 @@ from experiments.feed import make_feed, next_key
 from experiments.mesh import make_mesh
 from experiments.methods import METHODS
 from experiments.network import make_network
-from experiments.step import Objective, make_initial, make_run
+from experiments.step import Objective, make_initial, make_training
 
 PyTree = Any
 
@@ -67,15 +67,16 @@ def snapshots(
     feed = make_feed(config, data.train, mesh)
     way = METHODS[method](config, config.epochs * feed.steps)
     objective = Objective(make_network(config), way, config.label_smoothing)
-    initial, _ = make_initial(objective, mesh)
-    run = make_run(objective, feed, mesh)
+    initial, template = make_initial(objective, mesh)
+    run = make_training(objective, feed, mesh, template)
 
     init_key, order_key = jax.random.split(jax.random.key(seed))
     state, key = initial(init_key), jax.random.key_data(order_key)
     done = 0
     for epoch in epochs:
         while done < epoch:
-            state, _ = run(state, feed.items(seed, key, done, 0, feed.steps))
+            items = feed.items(seed, key, done, 0, feed.steps)
+            state, _ = run(state, items, done * feed.steps)
             key, done = next_key(key), done + 1
         # Copies: the next step takes the state's buffers.
         yield Snapshot(

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from experiments.data import Split
 from experiments.feed import Feed, each
 from experiments.mesh import by_shape
-from experiments.method import Method
+from experiments.method import Method, rested
 from experiments.network import Network
 
 PyTree = Any
@@ -69,6 +69,12 @@ class Objective(NamedTuple):
             return self
         frozen = method._replace(effective=lambda m: m.weights, tx=method.frozen_tx)
         return self._replace(method=frozen)
+
+    def rests(self, step: int, epoch: int) -> bool:
+        """Tell whether masks rest in the whole epoch of a step, of `epoch` steps."""
+        # Of the epoch: how often it is looked at must not change a training.
+        freeze_step = self.method.freeze_step
+        return freeze_step is not None and step - step % epoch >= freeze_step
 
     def step(self, state: TrainState, batch: Split) -> tuple[TrainState, Seen]:
         """Take one step of the optimizer."""
@@ -148,6 +154,43 @@ def make_run(objective: Objective, feed: Feed, mesh: Mesh) -> Run:
                 wait_until_ready(every[-AHEAD].loss)
         wait_until_ready(every[-1].loss)
         return state, jax.tree.map(lambda *xs: np.stack(xs), *jax.device_get(every))
+
+    return run
+
+
+def make_rest(template: TrainState) -> Callable[[TrainState], TrainState]:
+    """Return the function that makes a state, whose buffers it takes, ready to rest."""
+    return jax.jit(
+        lambda state: state._replace(trained=rested(state.trained)),
+        donate_argnums=0,
+        out_shardings=jax.tree.map(lambda x: x.sharding, template),
+    )
+
+
+def make_training(
+    objective: Objective, feed: Feed, mesh: Mesh, template: TrainState
+) -> Callable[[TrainState, Iterable, int], tuple[TrainState, Seen]]:
+    """Return the function that takes steps, wherever in a training they are.
+
+    Args:
+      objective: what is trained.
+      feed: the data.
+      mesh: the devices.
+      template: the state's shapes and shardings, of `make_initial`.
+
+    Returns:
+      A function (state, items, step) -> (state, seen), like that of `make_run`, with
+      the number of the first of the steps; all are of one epoch. In those in which
+      masks rest no gradient of theirs is computed.
+    """
+    move = make_run(objective, feed, mesh)
+    stay = make_run(objective.frozen(), feed, mesh)
+    rest = make_rest(template)
+
+    def run(state, items, step):
+        if objective.rests(step, feed.steps):
+            return stay(rest(state), items)
+        return move(state, items)
 
     return run
 

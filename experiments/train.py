@@ -25,14 +25,14 @@ from experiments.health import (
     make_examination,
 )
 from experiments.mesh import make_mesh, replicated
-from experiments.method import rested
 from experiments.methods import METHODS
 from experiments.network import make_network
 from experiments.step import (
     Objective,
     TrainState,
     make_initial,
-    make_run,
+    make_rest,
+    make_training,
 )
 
 PyTree = Any
@@ -143,13 +143,8 @@ class _Training:
         self.method = METHODS[method](config, self.steps)
         self.objective = Objective(self.network, self.method, config.label_smoothing)
         self.initial, self.template = make_initial(self.objective, self.mesh)
-        self.run_steps = make_run(self.objective, self.feed, self.mesh)
-        # Of the epochs in which masks rest: no gradient of theirs is computed.
-        self.run_frozen = make_run(self.objective.frozen(), self.feed, self.mesh)
-        self.rest = jax.jit(
-            lambda state: state._replace(trained=rested(state.trained)),
-            donate_argnums=0,
-            out_shardings=jax.tree.map(lambda x: x.sharding, self.template),
+        self.run_steps = make_training(
+            self.objective, self.feed, self.mesh, self.template
         )
         # What the host looks at is gathered, on all devices.
         everywhere = replicated(self.mesh)
@@ -231,20 +226,11 @@ class _Training:
         stop = min(self.feed.steps, done + (self.config.look_every or self.feed.steps))
         return self.feed.items(seed, at.key, epoch, done, stop), stop - done
 
-    def frozen(self, step: int) -> bool:
-        """Tell whether masks rest in the whole epoch of a step."""
-        # Of the epoch: how often it is looked at must not change a training.
-        freeze_step = self.method.freeze_step
-        return freeze_step is not None and step - step % self.feed.steps >= freeze_step
-
     def advance(self, seed: int, at: Progress) -> bool:
         """Take the steps up to the next look; tell whether all is finite."""
         began = time.perf_counter()
         items, count = self.items(seed, at)
-        if self.frozen(at.step):
-            at.state, seen = self.run_frozen(self.rest(at.state), items)
-        else:
-            at.state, seen = self.run_steps(at.state, items)
+        at.state, seen = self.run_steps(at.state, items, at.step)
         finite = np.isfinite(seen.loss).all() and all_finite(at.state)
         at.step += count
         news = (seen.loss.sum(), seen.accuracy.sum(), time.perf_counter() - began)
@@ -302,10 +288,11 @@ class _Training:
         where = f"step {stop}, but not when repeated one by one"
         while at.step < stop:
             items, _ = self.items(seed, at)
-            if self.frozen(at.step):
-                at.state = self.rest(at.state)
+            rests = self.objective.rests(at.step, self.feed.steps)
+            if rests:
+                at.state = make_rest(self.template)(at.state)
             for item in each(items):
-                step = examine_frozen if self.frozen(at.step) else examine
+                step = examine_frozen if rests else examine
                 at.state, place = step(at.state, item)
                 at.step += 1
                 if place:
