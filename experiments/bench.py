@@ -165,31 +165,37 @@ def main(argv: Sequence[str]) -> int:
     about = versions()
     print(f"One training step, {about['device']}, jax {about['jax']}")
     print(f"median of {arguments.repeats} repeats of {arguments.steps} steps\n")
-    settings = _settings(arguments)
+    content: dict[str, Any] = {"versions": about, "arguments": _without_path(argv)}
+
+    def save(**more: Any) -> None:
+        # As it comes: a large network takes minutes to compile, and may be given up.
+        content.update(more)
+        if arguments.json:
+            arguments.json.write_text(json.dumps(content, indent=2) + "\n")
+
+    rows = []
+    for config, steps in _settings(arguments):
+        if arguments.scaling:
+            rows.append(scaling(config, steps, arguments.repeats))
+            save(scaling=rows)
+            continue
+        options = {"methods": arguments.methods, "memory": arguments.memory}
+        rows.append(compare(config, steps, arguments.repeats, **options))
+        save(steps=rows)
     if arguments.scaling:
-        rows = [scaling(*one, arguments.repeats) for one in settings]
         _print_scaling(rows)
-        content: dict[str, Any] = {"scaling": rows}
-    else:
-        rows = [
-            compare(*one, arguments.repeats, arguments.methods, memory=arguments.memory)
-            for one in settings
-        ]
-        _print_steps(rows)
-        imports = import_seconds(min(5, arguments.repeats))
-        more = imports["jax_optax_scl_jax"] - imports["jax_optax"]
-        base = imports["jax_optax"]
-        print(f"\nimport jax, optax: {base:.2f} s; scl_jax: {more:+.2f} s")
-        host = dispatch_times(steps=40 * arguments.repeats)
-        print(
-            f"\none call of a step, {LAYERS} layers: {host['dense_us']:.0f} us for "
-            f"{host['arrays'][0]} arrays; SCL {host['ratio']:.2f} times that for "
-            f"{host['arrays'][1]}, to a budget {host['budget_ratio']:.2f}"
-        )
-        content = {"steps": rows, "dispatch": host, "import_seconds": imports}
-    if arguments.json:
-        content |= {"versions": about, "arguments": _without_path(argv)}
-        arguments.json.write_text(json.dumps(content, indent=2) + "\n")
+        return 0
+    _print_steps(rows)
+    imports = import_seconds(min(5, arguments.repeats))
+    more = imports["jax_optax_scl_jax"] - imports["jax_optax"]
+    print(f"\nimport jax, optax: {imports['jax_optax']:.2f} s; scl_jax: {more:+.2f} s")
+    host = dispatch_times(steps=40 * arguments.repeats)
+    print(
+        f"\none call of a step, {LAYERS} layers: {host['dense_us']:.0f} us for "
+        f"{host['arrays'][0]} arrays; SCL {host['ratio']:.2f} times that for "
+        f"{host['arrays'][1]}, to a budget {host['budget_ratio']:.2f}"
+    )
+    save(dispatch=host, import_seconds=imports)
     return 0
 
 

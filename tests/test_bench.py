@@ -98,6 +98,22 @@ def test_numbers_are_printed_and_written(monkeypatch, tmp_path, capsys):
     assert "400 arrays" in out
 
 
+def test_what_has_been_timed_is_written_before_the_rest(asked, monkeypatch, tmp_path):
+    quick = bench.compare
+
+    def compare(config, steps, repeats, methods, *, memory):
+        if config.model == "lenet5":
+            raise KeyboardInterrupt
+        return quick(config, steps, repeats, methods, memory=memory)
+
+    monkeypatch.setattr(bench, "compare", compare)
+    with pytest.raises(KeyboardInterrupt):
+        written(tmp_path / "bench.json")
+    content = json.loads((tmp_path / "bench.json").read_text())
+    assert [row["network"] for row in content["steps"]] == ["lenet300", "lenet300"]
+    assert content["versions"]
+
+
 def test_scaling_is_printed_and_written(monkeypatch, tmp_path, capsys):
     def scaling(config, steps, repeats):
         named = {"network": config.model, "devices": 2, "batch": 256}
