@@ -27,7 +27,7 @@ from experiments.dispatch import LAYERS, dispatch_times
 from experiments.methods import METHODS
 from experiments.outcome import as_text
 from experiments.record import versions
-from experiments.step_cost import compare, scaling
+from experiments.step_cost import allowed_bytes, compare, scaling, scaling_cells
 
 # Without --experiments: networks, their batch, and how many times fewer steps.
 USUAL = (
@@ -118,15 +118,13 @@ def _print_steps(rows: Sequence[dict[str, Any]]) -> None:
     header = ["network", "batch", "compute", "what", "step", "/ dense", "spread"]
     cells = [[*header, "floor", "memory", "allowed"]]
     for row in rows:
-        dense = row["timed"]["dense"]
         for name, one in row["timed"].items():
             is_scl = name in ("scl", "budget")
             memory = allowed = ""
             if "bytes" in one:
                 memory = f"{one['bytes'] / 1e6:.1f} MB"
             if "bytes" in one and is_scl:
-                most = dense["bytes"] + row["mask_bytes"] + 2 * row["weights"]
-                allowed = f"{most / 1e6:.1f} MB"
+                allowed = f"{allowed_bytes(row) / 1e6:.1f} MB"
             cells.append(
                 [
                     row["network"],
@@ -141,21 +139,6 @@ def _print_steps(rows: Sequence[dict[str, Any]]) -> None:
                     allowed,
                 ]
             )
-    print(as_text(cells))
-
-
-def _print_scaling(rows: Sequence[dict[str, Any]]) -> None:
-    cells = [["network", "devices", "batch", "compute", "dense", "SCL"]]
-    cells += [
-        [
-            row["network"],
-            str(row["devices"]),
-            str(row["batch"]),
-            row["compute"],
-            *(f"{row[name]:.2f} times one" for name in ("dense", "scl")),
-        ]
-        for row in rows
-    ]
     print(as_text(cells))
 
 
@@ -183,7 +166,7 @@ def main(argv: Sequence[str]) -> int:
         rows.append(compare(config, steps, arguments.repeats, **options))
         save(steps=rows)
     if arguments.scaling:
-        _print_scaling(rows)
+        print(as_text(scaling_cells(rows)))
         return 0
     _print_steps(rows)
     imports = import_seconds(min(5, arguments.repeats))

@@ -4,8 +4,9 @@ All that is compared is compiled first and timed in turns, so that whatever else
 machine does falls on all. The floor is the bytes that a step of SCL must move beyond
 those of a dense step: the product reads S; the norms read W and its gradient, in the
 dtype it was computed in; the update reads and writes S and its momentum, and finds W
-and its gradient where the update of W has them. With masks at rest it is two reads of
-S: in the product, and where gradients of pruned weights are told from others.
+and its gradient where the update of W has them. With masks at rest the network is that
+of the weights as they are; what is left is to tell which weights are pruned: a read of
+S, or of the byte that the compiler keeps of it in a loop.
 """
 
 import dataclasses
@@ -84,6 +85,14 @@ def compare(
         "mask_bytes": weights * mask_bytes(config),
         "repeats": repeats,
     }
+
+
+def allowed_bytes(row: dict[str, Any]) -> int:
+    """Return the memory that a step of SCL should not exceed, of a row with memory.
+
+    That of the dense step, the mask state, and two bytes a weight.
+    """
+    return row["timed"]["dense"]["bytes"] + row["mask_bytes"] + 2 * row["weights"]
 
 
 def mask_bytes(config: Config) -> int:
@@ -188,6 +197,22 @@ def scaling(config: Config, steps: int, repeats: int) -> dict[str, Any]:
         times = [[timer() for timer in timers] for _ in range(repeats)]
         row[name] = statistics.median(devices * one / all_ for one, all_ in times)
     return row
+
+
+def scaling_cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """Return a header, and a row of cells for each that `scaling` returned."""
+    cells = [["network", "devices", "batch", "compute", "dense", "SCL"]]
+    cells += [
+        [
+            row["network"],
+            str(row["devices"]),
+            str(row["batch"]),
+            row["compute"],
+            *(f"{row[name]:.2f} times one" for name in ("dense", "scl")),
+        ]
+        for row in rows
+    ]
+    return cells
 
 
 def _objective(config: Config, method: str, frozen: bool, steps: int) -> Objective:

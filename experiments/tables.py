@@ -19,6 +19,7 @@ from experiments.side_by_side import (
     comparison_tables,
     draw_comparison,
 )
+from experiments.step_cost import allowed_bytes, scaling_cells
 from experiments.tradeoff import draw_tradeoff
 
 README = Path(__file__).parent.parent / "README.md"
@@ -185,15 +186,16 @@ def _zoo(zoo: dict[str, Any]) -> str:
 def _bench(bench: dict[str, Any]) -> str:
     """Return what steps cost beside dense, or devices beside one."""
     rows = bench.get("steps") or bench["scaling"]
-    cells = _scaling_cells(rows) if "scaling" in bench else _step_cells(rows)
+    cells = scaling_cells(rows) if "scaling" in bench else _step_cells(rows)
     title = "Several devices" if "scaling" in bench else "What a training step costs"
     versions, first, arguments = bench["versions"], rows[0], bench["arguments"]
     command = f'make bench ARGS="{arguments}"' if arguments else "make bench"
+    note = f"; {bench['note']}" if "note" in bench else ""
     return (
         f"**{title}.** {first['compute']}, {versions['device']}, "
         f"jax {versions['jax']}, median of {first['repeats']} repeats, commit "
         f"{versions['commit'][:7]}; "
-        f"`{command}`\n\n{as_markdown(cells)}"
+        f"`{command}`{note}\n\n{as_markdown(cells)}"
     )
 
 
@@ -203,10 +205,9 @@ def _step_cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
     cells[0] += ["to a budget", "masks at rest", "floor", "memory, of allowed"]
     for row in rows:
         timed = row["timed"]
-        memory, dense = timed["scl"].get("bytes"), timed["dense"].get("bytes")
         told = ""
-        if memory:
-            allowed = dense + row["mask_bytes"] + 2 * row["weights"]
+        if "bytes" in timed["scl"]:
+            memory, allowed = timed["scl"]["bytes"], allowed_bytes(row)
             told = f"{memory / 1e6:,.1f} of {allowed / 1e6:,.1f} MB"
         cells.append(
             [
@@ -229,21 +230,6 @@ def _ratio(one: dict[str, Any] | None) -> str:
     spread = one.get("spread")
     told = " ({:.2f} to {:.2f})".format(*spread) if spread else ""
     return f"{one['ratio']:.3f}{told}"
-
-
-def _scaling_cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """Return a row per network: throughput over that of one device."""
-    cells = [["network", "devices", "batch", "dense", "SCL"]]
-    cells += [
-        [
-            row["network"],
-            str(row["devices"]),
-            str(row["batch"]),
-            *(f"{row[name]:.2f} times one" for name in ("dense", "scl")),
-        ]
-        for row in rows
-    ]
-    return cells
 
 
 def main() -> None:

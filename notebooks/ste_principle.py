@@ -36,7 +36,7 @@ from experiments import enumerated
 from experiments.config import parse_ste
 from experiments.configs import load_config
 from experiments.data import load
-from experiments.estimators import run_estimators, trainings
+from experiments.estimators import NAMES, run_estimators, trainings
 from experiments.outcome import as_text
 from experiments.train import train
 
@@ -56,15 +56,7 @@ def negative(s):
     return -jnp.ones_like(s)
 
 
-NAMED = (
-    "identity",
-    "leaky_relu(0.5)",
-    "leaky_relu(0.1)",
-    "softplus(1.0)",
-    "softplus(5.0)",
-    "relu",
-    "clipped",
-)
+NAMED = NAMES  # or your own: ("identity", "leaky_relu(0.3)", "softplus(2.0)", "relu")
 OWN = {"negative": negative}
 
 estimators = {name: parse_ste(name) for name in NAMED} | OWN

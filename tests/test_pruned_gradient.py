@@ -72,3 +72,15 @@ def test_part_that_is_no_number_is_refused(part):
     masked = MaskedParams({"w": jnp.ones(2)}, {"w": jnp.ones(2)})
     with pytest.raises(TypeError, match="pruned_gradient must be a number, got"):
         apply_masks(masked, pruned_gradient=part)
+
+
+@pytest.mark.parametrize("value", [-2.0, np.inf, np.nan])
+def test_pruned_weight_is_zero_whatever_its_value_and_nan_masks_show(value):
+    masked = MaskedParams(
+        {"w": jnp.array([value, value, 3.0])}, {"w": jnp.array([-0.1, 0.1, np.nan])}
+    )
+    pruned, connected, unknown = np.asarray(apply_masks(masked)["w"])
+    assert pruned == 0
+    assert not np.signbit(pruned)  # as in fold_masks
+    np.testing.assert_equal(connected, np.float32(value))
+    assert np.isnan(unknown)

@@ -1,7 +1,10 @@
 """The tables of the README: what a row says that it was asked for, and came to."""
 
+import json
+
 import pytest
 
+from experiments import tables
 from experiments.tables import _asked, _earlier, study_cells
 
 ROW = {
@@ -96,3 +99,42 @@ def test_table_of_nothing_is_its_header():
 )
 def test_study_with_other_defaults_than_todays_says_which(config, said):
     assert _earlier(config) == said
+
+
+def timed_row(**more):
+    """Return a row of a benchmark, in which SCL takes 1.25 times the dense step."""
+    kinds = {
+        "dense": {"us": 2000.0, "ratio": 1.0, "spread": [1.0, 1.0], "bytes": 5e6},
+        "scl": {"us": 2500.0, "ratio": 1.25, "spread": [1.2, 1.3], "bytes": 7e6},
+        "budget": {"us": 2600.0, "ratio": 1.3},
+    }
+    sizes = {"weights": 500_000, "mask_bytes": 4_000_000, "floor_bytes": 13_000_000}
+    named = {"network": "lenet5", "batch": 64, "side": 28, "compute": "float32"}
+    return {**named, "timed": kinds, **sizes, "repeats": 3, **more}
+
+
+def test_benchmark_is_a_table_with_what_was_not_timed_left_empty(tmp_path):
+    versions = {"device": "1 x cpu (cpu)", "jax": "0.1", "commit": "0123456789"}
+    bench = {"steps": [timed_row()], "versions": versions, "arguments": ""}
+    (tmp_path / "bench.json").write_text(json.dumps(bench))
+    text = tables.render(tmp_path)
+    assert "commit 0123456; `make bench`\n" in text
+    cells = [cell.strip() for cell in text.splitlines()[-1].split("|")[1:-1]]
+    assert cells == [
+        *("lenet5", "64", "28x28", "2.00 ms", "1.250 (1.20 to 1.30)", "1.300", ""),
+        *("13.0 MB", "7.0 of 10.0 MB"),  # 5 of dense, 4 of masks, 1 of two a weight
+    ]
+    (tmp_path / "bench.json").write_text(json.dumps({**bench, "note": "old"}))
+    assert "`make bench`; old\n" in tables.render(tmp_path)
+
+
+def test_scaling_is_a_table_of_its_own(tmp_path):
+    versions = {"device": "2 x cpu (cpu)", "jax": "0.1", "commit": "0123456789"}
+    row = {"network": "lenet5", "devices": 2, "batch": 128, "compute": "float32"}
+    row |= {"repeats": 3, "dense": 1.96, "scl": 1.9}
+    bench = {"scaling": [row], "versions": versions, "arguments": "--scaling"}
+    (tmp_path / "bench_two.json").write_text(json.dumps(bench))
+    text = tables.render(tmp_path)
+    assert text.startswith("**Several devices.** float32, 2 x cpu (cpu), ")
+    assert '`make bench ARGS="--scaling"`' in text
+    assert "| 1.96 times one | 1.90 times one |" in text
