@@ -27,7 +27,13 @@ from experiments.dispatch import LAYERS, dispatch_times
 from experiments.methods import METHODS
 from experiments.outcome import as_text
 from experiments.record import versions
-from experiments.step_cost import allowed_bytes, compare, scaling, scaling_cells
+from experiments.step_cost import (
+    add_memory,
+    allowed_bytes,
+    compare,
+    scaling,
+    scaling_cells,
+)
 
 # Without --experiments: networks, their batch, and how many times fewer steps.
 USUAL = (
@@ -162,9 +168,11 @@ def main(argv: Sequence[str]) -> int:
             rows.append(scaling(config, steps, arguments.repeats))
             save(scaling=rows)
             continue
-        options = {"methods": arguments.methods, "memory": arguments.memory}
-        rows.append(compare(config, steps, arguments.repeats, **options))
+        rows.append(compare(config, steps, arguments.repeats, arguments.methods))
         save(steps=rows)
+        if arguments.memory:
+            add_memory(rows[-1], config)
+            save(steps=rows)
     if arguments.scaling:
         print(as_text(scaling_cells(rows)))
         return 0

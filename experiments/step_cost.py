@@ -37,8 +37,6 @@ def compare(
     steps: int,
     repeats: int,
     methods: Sequence[str] = (),
-    *,
-    memory: bool = False,
 ) -> dict[str, Any]:
     """Compare training steps of SCL, and of other methods, with the dense one.
 
@@ -47,13 +45,12 @@ def compare(
       steps: steps of an epoch; each epoch is timed as one.
       repeats: epochs of each, in turns.
       methods: those that are timed beside `KINDS`, at the budget's sparsity.
-      memory: whether the memory of a step is asked for, too: a compilation more each.
 
     Returns:
       The row of a table. Of each of `timed`: the median step in microseconds (`us`),
       the median of the ratios to the dense step of the same repeat (`ratio`) and their
-      least and largest (`spread`), and the peak of a step's memory (`bytes`). Bytes
-      that SCL must move (`floor_bytes`) and those of its mask state (`mask_bytes`).
+      least and largest (`spread`). Bytes that SCL must move (`floor_bytes`) and those
+      of its mask state (`mask_bytes`).
     """
     split = random_examples(config, steps)
     asked = {name: setting(config, name) for name in ("dense", *KINDS, *methods)}
@@ -67,8 +64,6 @@ def compare(
             "ratio": statistics.median(ratios),
             "spread": [ratios[0], ratios[-1]],
         }
-        if memory:
-            timed[name]["bytes"] = step_bytes(*asked[name], split)
     params, _ = jax.eval_shape(make_network(config).init, jax.random.key(0))
     masks = jax.eval_shape(scl_jax.mask_params, params).masks
     weights = sum(mask.size for mask in jax.tree.leaves(masks))
@@ -85,6 +80,16 @@ def compare(
         "mask_bytes": weights * mask_bytes(config),
         "repeats": repeats,
     }
+
+
+def add_memory(row: dict[str, Any], config: Config) -> None:
+    """Add the peak of a step's memory (`bytes`) to what `compare` has timed.
+
+    That is a compilation more of each, which of a large network takes minutes.
+    """
+    split = random_examples(config, 1)
+    for name, one in row["timed"].items():
+        one["bytes"] = step_bytes(*setting(config, name), split)
 
 
 def allowed_bytes(row: dict[str, Any]) -> int:

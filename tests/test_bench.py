@@ -29,13 +29,17 @@ def asked(monkeypatch):
     """Time nothing; return what would have been timed."""
     asked = []
 
-    def compare(config, steps, repeats, methods=(), *, memory=False):
-        asked.append((config, steps, repeats, list(methods), memory))
+    def compare(config, steps, repeats, methods):
+        asked.append((config, steps, repeats, methods))
         one = {"us": 1.0, "ratio": 1.0, "spread": [1.0, 1.0]}
         named = {"network": config.model, "batch": 1, "compute": "float32"}
         return {**named, "timed": {"dense": one}, "weights": 1}
 
+    def add_memory(row, config):
+        row["timed"]["dense"]["bytes"] = 1e6
+
     monkeypatch.setattr(bench, "compare", compare)
+    monkeypatch.setattr(bench, "add_memory", add_memory)
     return asked
 
 
@@ -48,17 +52,19 @@ def written(path, *options):
 
 def test_experiments_are_timed_with_their_own_settings(asked, tmp_path):
     chosen = ["--experiments", "mnist5k_lenet300", "imagenet_vit_b16"]
-    assert len(written(tmp_path / "bench.json", *chosen)["steps"]) == 2
+    rows = written(tmp_path / "bench.json", *chosen)["steps"]
+    assert ["bytes" in row["timed"]["dense"] for row in rows] == [False, False]
     own = [configs.load_config(name) for name in chosen[1:]]
-    assert asked == [(config, 300, 2, [], False) for config in own]
+    assert asked == [(config, 300, 2, []) for config in own]
     asked.clear()
     more = ["--batch", "8", "--compute", "bfloat16", "--mask-dtype", "bfloat16"]
     more += ["--mask-momentum", "0", "--memory", "--methods", "gmp", "str"]
-    written(tmp_path / "bench.json", *chosen, *more)
+    rows = written(tmp_path / "bench.json", *chosen, *more)["steps"]
+    assert ["bytes" in row["timed"]["dense"] for row in rows] == [True, True]
     changes = {"batch_size": 8, "compute": "bfloat16"}
     changes |= {"mask_dtype": "bfloat16", "mask_momentum": 0.0}
     changed = [dataclasses.replace(config, **changes) for config in own]
-    assert asked == [(config, 300, 2, ["gmp", "str"], True) for config in changed]
+    assert asked == [(config, 300, 2, ["gmp", "str"]) for config in changed]
 
 
 def test_without_experiments_small_networks_are_timed(asked, tmp_path):
@@ -99,16 +105,13 @@ def test_numbers_are_printed_and_written(monkeypatch, tmp_path, capsys):
 
 
 def test_what_has_been_timed_is_written_before_the_rest(asked, monkeypatch, tmp_path):
-    quick = bench.compare
-
-    def compare(config, steps, repeats, methods, *, memory):
-        if config.model == "lenet5":
+    def add_memory(row, config):
+        if len(asked) == 2:
             raise KeyboardInterrupt
-        return quick(config, steps, repeats, methods, memory=memory)
 
-    monkeypatch.setattr(bench, "compare", compare)
+    monkeypatch.setattr(bench, "add_memory", add_memory)
     with pytest.raises(KeyboardInterrupt):
-        written(tmp_path / "bench.json")
+        written(tmp_path / "bench.json", "--memory")
     content = json.loads((tmp_path / "bench.json").read_text())
     assert [row["network"] for row in content["steps"]] == ["lenet300", "lenet300"]
     assert content["versions"]

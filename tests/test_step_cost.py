@@ -92,7 +92,10 @@ def test_bytes_are_counted_by_hand(changes, masks, floor):
 
 
 def test_memory_of_a_step_is_what_it_takes_and_what_it_makes():
-    row = step_cost.compare(CONFIG, 1, 1, memory=True)
+    row = step_cost.compare(CONFIG, 1, 1, ["gmp"])
+    assert "bytes" not in row["timed"]["dense"]
+    step_cost.add_memory(row, CONFIG)
+    assert row["timed"]["gmp"]["bytes"] >= row["timed"]["dense"]["bytes"]
     held = {name: one["bytes"] for name, one in row["timed"].items()}
     weights_and_momentum = 2 * 4 * (KERNEL + 10)
     assert held["dense"] >= weights_and_momentum + 4 * (784 + 4)  # a batch of four
