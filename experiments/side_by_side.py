@@ -75,7 +75,8 @@ def draw_comparison(book: dict[str, Any], path: Path) -> None:
     Points are means over the seeds, with error bars of one standard deviation; the
     dense network is a line in a band of one standard deviation. The axis ends where
     SCL's own fall from dense would be twice as deep: what lies below is in the table
-    alone, so that one collapsed method does not flatten all others into a line.
+    alone, so that one collapsed method does not flatten all others into a line. So is
+    what did not reach its sparsity, which may be denser than the point before it.
 
     Args:
       book: what a comparison wrote, with a summary.
@@ -88,7 +89,8 @@ def draw_comparison(book: dict[str, Any], path: Path) -> None:
 
 
 def _figure(book: dict[str, Any]) -> Figure:
-    rows, runs = book["summary"], book["runs"].values()
+    rows = [row for row in book["summary"] if row["reached"]]
+    runs = book["runs"].values()
     methods = [name for name in NAMES if any(r["method"] == name for r in rows)]
     methods = [name for name in methods if name != "dense"]
     if not methods:

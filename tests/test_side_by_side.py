@@ -152,6 +152,16 @@ def test_figure_has_a_line_per_method_at_its_means_with_error_bars():
     assert legend == ["dense", "SCL", "magnitude, global"]
 
 
+def test_figure_leaves_out_what_did_not_reach_its_sparsity():
+    missed = {**row("gmp", 0.99, 0.8, 0.5), "reached": False}
+    none = {**row("dst", 0.99, 0.8, 0.5), "reached": False}
+    for axes in _figure(book(*ROWS, missed, none)).axes:
+        drawn = {bars.get_label(): bars for bars in axes.containers}
+        assert list(drawn) == ["SCL", "magnitude, global"]
+        x, _ = drawn["magnitude, global"].lines[0].get_data()
+        np.testing.assert_allclose(np.array(x, float), [0.02, 0.1])
+
+
 def test_a_collapsed_method_does_not_flatten_the_figure():
     low, high = _figure(book(*ROWS, row("rigl", 0.9, 0.1, 0.1))).axes[0].get_ylim()
     # Dense is 90 +- 0.9 %, SCL 87.65 %: the fall is 2.35, of which 2 below, 0.1 above.
