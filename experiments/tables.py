@@ -12,6 +12,7 @@ from typing import Any
 from experiments import configs
 from experiments.book import RESULTS, machines
 from experiments.config import Config
+from experiments.estimators import estimator_cells
 from experiments.models import MODELS
 from experiments.outcome import as_markdown
 from experiments.side_by_side import (
@@ -23,7 +24,7 @@ from experiments.step_cost import allowed_bytes, scaling_cells
 from experiments.tradeoff import draw_tradeoff
 
 README = Path(__file__).parent.parent / "README.md"
-PAGE = Path(__file__).parent / "README.md"  # where comparisons are shown in full
+PAGE = Path(__file__).parent / "README.md"  # the lab book: what is shown in full
 
 
 def render(folder: Path = RESULTS) -> str:
@@ -43,6 +44,13 @@ def render(folder: Path = RESULTS) -> str:
 def render_comparisons(folder: Path = RESULTS) -> str:
     """Return all tables of each comparison, as far as it has been run."""
     return "\n\n".join(map(_comparison, _comparisons(folder)))
+
+
+def render_estimators(folder: Path = RESULTS) -> str:
+    """Return the table of each network that all estimators have trained."""
+    paths = [folder / f"estimators_{name}.json" for name in configs.names()]
+    books = [json.loads(path.read_text()) for path in paths if path.exists()]
+    return "\n\n".join(_estimators(book) for book in books if "summary" in book)
 
 
 def between_markers(text: str, name: str = "results") -> str:
@@ -159,6 +167,16 @@ def _comparison(book: dict[str, Any], *, accuracy_alone: bool = False) -> str:
     )
 
 
+def _estimators(book: dict[str, Any]) -> str:
+    config, name = book["config"], book["name"]
+    return (
+        f"**{configs.summary(name).rstrip('.')}.** {config['epochs']} epochs, "
+        f"{100 * config['sparsity']:g} % pruned, validation, {config['seeds']} seeds, "
+        f"{machines(book)}; `python -m experiments.estimators {name}`\n\n"
+        f"{as_markdown(estimator_cells(book['summary']))}"
+    )
+
+
 def _zoo(zoo: dict[str, Any]) -> str:
     """Return what each network was asked for, what it reached, and what it missed."""
     runs = list(zoo["runs"].values())
@@ -242,6 +260,7 @@ def main() -> None:
         draw_comparison(book, RESULTS / f"compare_{book['name']}.png")
     _put(README, "results", render())
     _put(PAGE, "comparisons", render_comparisons())
+    _put(PAGE, "estimators", render_estimators())
 
 
 def _put(page: Path, name: str, content: str) -> None:

@@ -10,7 +10,13 @@ import pytest
 from experiments import configs, main, pareto, study
 from experiments.book import RESULTS
 from experiments.models import MODELS
-from experiments.tables import PAGE, between_markers, render, render_comparisons
+from experiments.tables import (
+    PAGE,
+    between_markers,
+    render,
+    render_comparisons,
+    render_estimators,
+)
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text("utf-8")
@@ -93,6 +99,10 @@ def test_results_in_readme_come_from_the_committed_files():
 
 def test_comparisons_in_the_lab_book_come_from_the_committed_files():
     assert between_markers(PAGE.read_text(), "comparisons") == render_comparisons()
+
+
+def test_estimators_in_the_lab_book_come_from_the_committed_files():
+    assert between_markers(PAGE.read_text(), "estimators") == render_estimators()
 
 
 def test_studies_that_are_finished_are_shown_and_no_others():

@@ -107,19 +107,23 @@ def test_readme_has_the_accuracies_and_the_lab_book_every_table(folder):
 
 def test_pages_and_figure_are_written(folder, monkeypatch):
     pages = folder / "README.md", folder / "page.md"
-    for page, name in zip(pages, ("results", "comparisons"), strict=True):
-        page.write_text(f"a <!-- {name} -->old<!-- /{name} --> b")
+    pages[0].write_text("a <!-- results -->old<!-- /results --> b")
+    parts = ("comparisons", "estimators")
+    pages[1].write_text("".join(f"<!-- {x} -->old<!-- /{x} -->" for x in parts))
     for name, value in zip(
         ("README", "PAGE", "RESULTS"), (*pages, folder), strict=True
     ):
         monkeypatch.setattr(tables, name, value)
     monkeypatch.setattr(tables, "render", lambda: "short")
     monkeypatch.setattr(tables, "render_comparisons", lambda: "full")
+    monkeypatch.setattr(tables, "render_estimators", lambda: "all")
     tables.main()
     assert pages[0].read_text() == (
         "a <!-- results -->\n\nshort\n\n<!-- /results --> b"
     )
-    assert "\n\nfull\n\n" in pages[1].read_text()
+    full, every = pages[1].read_text().split("<!-- /comparisons -->")
+    assert "\n\nfull\n\n" in full
+    assert "\n\nall\n\n" in every
     assert (folder / "compare_fashion_mnist_lenet300.png").exists()
 
 

@@ -138,3 +138,22 @@ def test_scaling_is_a_table_of_its_own(tmp_path):
     assert text.startswith("**Several devices.** float32, 2 x cpu (cpu), ")
     assert '`make bench ARGS="--scaling"`' in text
     assert "| 1.96 times one | 1.90 times one |" in text
+
+
+def test_estimators_are_shown_when_all_have_run(tmp_path):
+    row = {"ste": "relu", "start": 1.5, "accuracy": 0.9, "accuracy_std": 0.01}
+    content = {
+        "name": "fashion_mnist_resnet20",
+        "config": {"epochs": 7, "sparsity": 0.95, "seeds": 2},
+        "runs": {},
+        "versions": {"device": "1 x made up", "jax": "0.0"},
+    }
+    path = tmp_path / "estimators_fashion_mnist_resnet20.json"
+    path.write_text(json.dumps(content))
+    assert tables.render_estimators(tmp_path) == ""
+    content["summary"] = [row | {"sparsity": 0.95, "sparsity_std": 0.0}]
+    path.write_text(json.dumps(content))
+    text = tables.render_estimators(tmp_path)
+    assert text.startswith("**ResNet-20 on Fashion-MNIST.** 7 epochs, 95 % pruned, ")
+    assert "2 seeds, 1 x made up, jax 0.0; `python -m experiments.estimators " in text
+    assert "| relu | 1.5 | 90.00 ± 1.00 | 95.00 ± 0.00 |" in text
