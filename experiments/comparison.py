@@ -207,8 +207,13 @@ def _matched(
 
 
 def _left(records: Sequence[dict[str, Any]]) -> float:
-    """Return the mean fraction of the weights left, > 0 for logarithms' sake."""
-    return mean_std([max(r["nnz"], 1) / r["weights"] for r in records])[0]
+    """Return the mean fraction of the weights left, > 0 for logarithms' sake.
+
+    A run whose numbers did not stay finite has none: more of what makes a network
+    sparse would not have saved it.
+    """
+    left = [(0 if "diverged" in r else r["nnz"], r["weights"]) for r in records]
+    return mean_std([max(nnz, 1) / weights for nnz, weights in left])[0]
 
 
 def _next(left: dict[float, float], allowed: float) -> float:

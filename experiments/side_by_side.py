@@ -74,9 +74,10 @@ def draw_comparison(book: dict[str, Any], path: Path) -> None:
 
     Points are means over the seeds, with error bars of one standard deviation; the
     dense network is a line in a band of one standard deviation. The axis ends where
-    SCL's own fall from dense would be twice as deep: what lies below is in the table
-    alone, so that one collapsed method does not flatten all others into a line. So is
-    what did not reach its sparsity, which may be denser than the point before it.
+    SCL's own fall from dense would be twice as deep, and a point below dense at the
+    least: what lies lower is in the table alone, so that one collapsed method does not
+    flatten all others into a line. So is what did not reach its sparsity, which may be
+    denser than the point before it.
 
     Args:
       book: what a comparison wrote, with a summary.
@@ -136,9 +137,11 @@ def _figure(book: dict[str, Any]) -> Figure:
 
 
 def _limits(rows: Rows) -> tuple[float, float] | None:
-    """Return the ends of the axis of accuracies in %, if SCL falls from dense."""
+    """Return the ends of the axis of accuracies in %, where SCL and dense are shown."""
     dense = [row["accuracy"] for row in rows if row["method"] == "dense"]
     own = [row["accuracy"] for row in rows if row["method"] == "scl"]
-    fall = max(dense) - min(own) if dense and own else 0
+    if not (dense and own):
+        return None
+    fall = max(max(dense) - min(own), 0.005)
     top = max(row["accuracy"] + row["accuracy_std"] for row in rows) + fall / 10
-    return (100 * (max(dense) - 2 * fall), 100 * top) if fall > 0 else None
+    return 100 * (max(dense) - 2 * fall), 100 * top

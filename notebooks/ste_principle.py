@@ -322,11 +322,10 @@ of_lenet = {
 usual = [of_lenet[name, 0.1] for name in NAMED]
 print(f"LeNet-300-100 from 0.1: all within {max(usual) - min(usual):.1f} points")
 assert max(usual) - min(usual) < 3
-assert all(
-    of_lenet[name, 1.5] < of_lenet["identity", 1.5] - 30
-    for name, value in of_lenet
-    if value == 1.5 and forbidden[name]
-)
+fall = {"LeNet-300-100": 30, "ResNet-20": 5}  # points, of what starts in a dead zone
+for (network, name, value), mean in accuracies.items():
+    if value == 1.5 and forbidden[name]:
+        assert mean < accuracies[network, "identity", 1.5] - fall[network]
 
 # %% [markdown]
 # Three things say less than one might expect. From the usual start ReLU is a few per

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 from trials import Trials, experiment
 
+from experiments import book as books
 from experiments import comparison as comparisons
 from experiments import configs, study
 from experiments.comparison import ComparisonError, run_comparison
 from experiments.config import Config
 from experiments.methods import METHODS
 from experiments.spaces import Comparison, pruning_spaces
+from experiments.train import TrainingError
 
 CONFIG = Config(
     dataset="mnist5k",
@@ -242,6 +244,21 @@ def test_search_goes_back_where_more_makes_the_network_denser_again(
     monkeypatch.setitem(globals(), "left", resets)
     row = of(run(tmp_path, methods=["str"], targets=[0.9]), "str", 0.9)
     assert row["sparsity"] == pytest.approx(0.9, abs=1e-3)
+
+
+def test_search_steps_back_from_what_diverged(trials, tmp_path, monkeypatch):
+    def train(config, *others, **more):
+        for trained in trials.train(config, *others, **more):
+            if config.weight_decay > 0.008:
+                raise TrainingError("no longer finite")
+            yield trained
+
+    monkeypatch.setattr(books, "train", train)
+    content = run(tmp_path, methods=["str"], targets=[0.5])
+    assert any("diverged" in record for record in content["runs"].values())
+    row = of(content, "str", 0.5)
+    assert row["reached"] is True
+    assert row["settings"]["weight_decay"] < 0.008
 
 
 def test_search_ends_at_the_most_that_a_setting_may_be(trials, tmp_path, monkeypatch):

@@ -227,3 +227,24 @@ def test_what_is_said_of_resnet20_is_so():
     }
     told = {"st3": 0.0, "magnitude_ste": 0.06, "gmp": 0.17, "scl": 0.31}
     assert {method: least[method] for method in told} == told
+
+
+def test_what_is_said_of_vgg16_is_so():
+    found = leads("vgg16")
+    assert {method for method, _ in found} == {"gmp", "rigl"}
+    assert round(found["gmp", 0.95][0], 1) == 0.2
+    ahead, std = found["gmp", 0.98]
+    assert (round(ahead, 1), ahead > -std) == (-0.1, True)
+    book = json.loads((RESULTS / "compare_fashion_mnist_vgg16.json").read_text())
+    (dense,) = [r["accuracy"] for r in book["summary"] if r["method"] == "dense"]
+    for row in book["summary"]:
+        most = 0.002 if row["method"] == "scl" else 0.01
+        assert dense - row["accuracy"] < most
+
+
+def test_what_is_said_of_estimators_is_so():
+    book = json.loads((RESULTS / "estimators_fashion_mnist_resnet20.json").read_text())
+    rows = {(row["ste"], row["start"]): row["accuracy"] for row in book["summary"]}
+    asked = ("identity", 0.1), ("relu", 0.1), ("clipped", 1.5)
+    assert [round(100 * rows[key], 1) for key in asked] == [93.7, 93.0, 87.2]
+    assert book["config"]["sparsity"] == 0.95

@@ -172,6 +172,12 @@ def test_a_collapsed_method_does_not_flatten_the_figure():
     np.testing.assert_allclose((low, high), (85.3, 91.135))
 
 
+def test_figure_of_a_small_fall_shows_a_whole_point():
+    rows = row("dense", 0.0, 0.9, 1.0), row("scl", 0.9, 0.899, 0.1)
+    low, high = _figure(book(*rows, row("gmp", 0.9, 0.892, 0.1))).axes[0].get_ylim()
+    np.testing.assert_allclose((low, high), (89.0, 90.95))
+
+
 def test_figure_without_scl_shows_everything():
     assert _figure(book(row("gmp", 0.9, 0.1, 0.1))).axes[0].get_ylim()[0] < 10
 
