@@ -67,8 +67,8 @@ def snapshots(
     feed = make_feed(config, data.train, mesh)
     way = METHODS[method](config, config.epochs * feed.steps)
     objective = Objective(make_network(config), way, config.label_smoothing)
-    initial, template = make_initial(objective, mesh)
-    run = make_training(objective, feed, mesh, template)
+    initial, _ = make_initial(objective, mesh)
+    run = make_training(objective, feed, mesh)
 
     init_key, order_key = jax.random.split(jax.random.key(seed))
     state, key = initial(init_key), jax.random.key_data(order_key)

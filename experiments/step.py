@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from experiments.data import Split
 from experiments.feed import Feed, each
+from experiments.layouts import laid_out
 from experiments.mesh import by_shape
 from experiments.method import Method, rested
 from experiments.network import Network
@@ -124,31 +125,28 @@ def make_run(objective: Objective, feed: Feed, mesh: Mesh) -> Run:
       state's buffers are donated.
     """
 
-    def as_it_came(state):
-        # So that the next call finds what this one was compiled for.
-        return jax.lax.with_sharding_constraint(state, by_shape(mesh, state))
-
     def step(state, source, item):
         new, seen = objective.step(state, feed.batch(source, item))
-        return as_it_came(new), seen
+        # So that the next step of a loop finds what this one did.
+        return jax.lax.with_sharding_constraint(new, by_shape(mesh, new)), seen
 
     def scan(state, source, items):
-        new, seen = jax.lax.scan(lambda s, item: step(s, source, item), state, items)
-        # XLA places the results of a loop by itself, whatever its body says.
-        return as_it_came(new), seen
+        return jax.lax.scan(lambda s, item: step(s, source, item), state, items)
 
-    jitted_step = jax.jit(step, donate_argnums=0)
-    jitted_scan = jax.jit(scan, donate_argnums=0)
+    one_ready, all_ready = laid_out(step, mesh), laid_out(scan, mesh)
     slow = slow_in_scan(objective.network)
 
     def run(state, items):
         if isinstance(items, tuple) and not slow:
-            state, seen = jitted_scan(state, feed.source, items)
+            take, state = all_ready(state, feed.source, items)
+            state, seen = take(state, feed.source, items)
             wait_until_ready(seen.loss)
             return state, jax.device_get(seen)
-        every = []
+        take, every = None, []
         for item in each(items):
-            state, seen = jitted_step(state, feed.source, item)
+            if take is None:
+                take, state = one_ready(state, feed.source, item)
+            state, seen = take(state, feed.source, item)
             every.append(seen)
             if len(every) > AHEAD:
                 wait_until_ready(every[-AHEAD].loss)
@@ -158,17 +156,21 @@ def make_run(objective: Objective, feed: Feed, mesh: Mesh) -> Run:
     return run
 
 
-def make_rest(template: TrainState) -> Callable[[TrainState], TrainState]:
+def make_rest(mesh: Mesh) -> Callable[[TrainState], TrainState]:
     """Return the function that makes a state, whose buffers it takes, ready to rest."""
-    return jax.jit(
-        lambda state: state._replace(trained=rested(state.trained)),
-        donate_argnums=0,
-        out_shardings=jax.tree.map(lambda x: x.sharding, template),
+    ready = laid_out(
+        lambda state: (state._replace(trained=rested(state.trained)), None), mesh
     )
+
+    def rest(state):
+        take, state = ready(state)
+        return take(state)[0]
+
+    return rest
 
 
 def make_training(
-    objective: Objective, feed: Feed, mesh: Mesh, template: TrainState
+    objective: Objective, feed: Feed, mesh: Mesh
 ) -> Callable[[TrainState, Iterable, int], tuple[TrainState, Seen]]:
     """Return the function that takes steps, wherever in a training they are.
 
@@ -176,7 +178,6 @@ def make_training(
       objective: what is trained.
       feed: the data.
       mesh: the devices.
-      template: the state's shapes and shardings, of `make_initial`.
 
     Returns:
       A function (state, items, step) -> (state, seen), like that of `make_run`, with
@@ -185,7 +186,7 @@ def make_training(
     """
     move = make_run(objective, feed, mesh)
     stay = make_run(objective.frozen(), feed, mesh)
-    rest = make_rest(template)
+    rest = make_rest(mesh)
 
     def run(state, items, step):
         if objective.rests(step, feed.steps):

@@ -23,6 +23,7 @@ import scl_jax
 from experiments.config import Config
 from experiments.data import ABOUT, Split
 from experiments.feed import each, make_feed
+from experiments.layouts import compile_laid_out
 from experiments.mesh import make_mesh
 from experiments.methods import METHODS
 from experiments.network import make_network
@@ -165,7 +166,7 @@ def step_bytes(config: Config, method: str, frozen: bool, split: Split) -> int:
     key = jax.random.key_data(jax.random.key(1))
     item = next(each(feed.items(0, key, 0, 0, 1)))
     batch = jax.eval_shape(feed.batch, feed.source, item)
-    step = jax.jit(objective.step, donate_argnums=0).lower(template, batch).compile()
+    step = compile_laid_out(objective.step, mesh, template, batch)
     planned: Any = step.memory_analysis()
     return (
         planned.argument_size_in_bytes

@@ -143,9 +143,7 @@ class _Training:
         self.method = METHODS[method](config, self.steps)
         self.objective = Objective(self.network, self.method, config.label_smoothing)
         self.initial, self.template = make_initial(self.objective, self.mesh)
-        self.run_steps = make_training(
-            self.objective, self.feed, self.mesh, self.template
-        )
+        self.run_steps = make_training(self.objective, self.feed, self.mesh)
         # What the host looks at is gathered, on all devices.
         everywhere = replicated(self.mesh)
         self.fold = jax.jit(self.method.fold, out_shardings=everywhere)
@@ -290,7 +288,7 @@ class _Training:
             items, _ = self.items(seed, at)
             rests = self.objective.rests(at.step, self.feed.steps)
             if rests:
-                at.state = make_rest(self.template)(at.state)
+                at.state = make_rest(self.mesh)(at.state)
             for item in each(items):
                 step = examine_frozen if rests else examine
                 at.state, place = step(at.state, item)

@@ -16,10 +16,11 @@ weights, with norm_decay 0 and pruned_gradient 0, 89.5 ± 0.1 %. The test set ha
 looked at with either scale of the pixels alone before the scale became a choice of the
 study; the choice itself, and that of the penalties, is made on validation.
 
-Also tried on validation, with the earlier defaults: freezing the masks at 0.5 or 0.9 of the training, their start
-value 0.03 or 0.3, softplus, the max and l2 norms, no momentum for the masks, weight
-decay 1e-4. All lie on one curve of accuracy over sparsity, within its noise; they move
-along it. A mask learning rate of 1e-3 instead of 3e-4 is worse at extreme sparsity.
+Also tried on validation, with the earlier defaults: freezing the masks at 0.5 or 0.9 of
+the training, their start value 0.03 or 0.3, softplus, the max and l2 norms, no momentum
+for the masks, weight decay 1e-4. All lie on one curve of accuracy over sparsity, within
+its noise; they move along it. A mask learning rate of 1e-3 instead of 3e-4 is worse at
+extreme sparsity.
 """
 
 from experiments.config import Config, Study
