@@ -16,6 +16,7 @@ from experiments.estimators import estimator_cells
 from experiments.models import MODELS
 from experiments.outcome import as_markdown
 from experiments.side_by_side import (
+    NAMES,
     comparison_cells,
     comparison_tables,
     draw_comparison,
@@ -44,6 +45,12 @@ def render(folder: Path = RESULTS) -> str:
 def render_comparisons(folder: Path = RESULTS) -> str:
     """Return all tables of each comparison, as far as it has been run."""
     return "\n\n".join(map(_comparison, _comparisons(folder)))
+
+
+def render_costs(folder: Path = RESULTS) -> str:
+    """Return what a training step of each method costs, a table per benchmark."""
+    paths = sorted(folder.glob("methods_*.json"))
+    return "\n\n".join(_costs(json.loads(path.read_text())) for path in paths)
 
 
 def render_estimators(folder: Path = RESULTS) -> str:
@@ -203,10 +210,16 @@ def _zoo(zoo: dict[str, Any]) -> str:
 
 def _bench(bench: dict[str, Any]) -> str:
     """Return what steps cost beside dense, or devices beside one."""
-    rows = bench.get("steps") or bench["scaling"]
-    cells = scaling_cells(rows) if "scaling" in bench else _step_cells(rows)
-    title = "Several devices" if "scaling" in bench else "What a training step costs"
-    versions, first, arguments = bench["versions"], rows[0], bench["arguments"]
+    if "scaling" in bench:
+        return _timed("Several devices", bench, scaling_cells(bench["scaling"]))
+    cells = _step_cells(bench["steps"])
+    return _timed("What a training step costs", bench, cells)
+
+
+def _timed(title: str, bench: dict[str, Any], cells: list[list[str]]) -> str:
+    """Return the table of a benchmark, with how it was made."""
+    first = (bench.get("steps") or bench["scaling"])[0]
+    versions, arguments = bench["versions"], bench["arguments"]
     command = f'make bench ARGS="{arguments}"' if arguments else "make bench"
     note = f"; {bench['note']}" if "note" in bench else ""
     return (
@@ -215,6 +228,21 @@ def _bench(bench: dict[str, Any]) -> str:
         f"{versions['commit'][:7]}; "
         f"`{command}`{note}\n\n{as_markdown(cells)}"
     )
+
+
+def _costs(bench: dict[str, Any]) -> str:
+    """Return a row per method with its step over the dense one, in each network."""
+    rows = bench["steps"]
+    header = ["method", *(f"{row['network']}, batch {row['batch']}" for row in rows)]
+    # SCL as it is beside other methods: to a budget, and then with masks at rest.
+    names = {"budget": "SCL, to a budget", "frozen": "SCL, masks at rest", **NAMES}
+    told = [name for name in rows[0]["timed"] if name not in ("dense", "scl")]
+    cells = [
+        [names[name], *(_ratio(row["timed"].get(name)) for row in rows)]
+        for name in told
+    ]
+    title = "A training step of each method, over the dense step"
+    return _timed(title, bench, [header, *cells])
 
 
 def _step_cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
@@ -260,6 +288,7 @@ def main() -> None:
         draw_comparison(book, RESULTS / f"compare_{book['name']}.png")
     _put(README, "results", render())
     _put(PAGE, "comparisons", render_comparisons())
+    _put(PAGE, "costs", render_costs())
     _put(PAGE, "estimators", render_estimators())
 
 

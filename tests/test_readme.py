@@ -15,6 +15,7 @@ from experiments.tables import (
     between_markers,
     render,
     render_comparisons,
+    render_costs,
     render_estimators,
 )
 
@@ -99,6 +100,10 @@ def test_results_in_readme_come_from_the_committed_files():
 
 def test_comparisons_in_the_lab_book_come_from_the_committed_files():
     assert between_markers(PAGE.read_text(), "comparisons") == render_comparisons()
+
+
+def test_costs_in_the_lab_book_come_from_the_committed_files():
+    assert between_markers(PAGE.read_text(), "costs") == render_costs()
 
 
 def test_estimators_in_the_lab_book_come_from_the_committed_files():

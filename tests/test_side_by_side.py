@@ -108,7 +108,7 @@ def test_readme_has_the_accuracies_and_the_lab_book_every_table(folder):
 def test_pages_and_figure_are_written(folder, monkeypatch):
     pages = folder / "README.md", folder / "page.md"
     pages[0].write_text("a <!-- results -->old<!-- /results --> b")
-    parts = ("comparisons", "estimators")
+    parts = ("comparisons", "costs", "estimators")
     pages[1].write_text("".join(f"<!-- {x} -->old<!-- /{x} -->" for x in parts))
     for name, value in zip(
         ("README", "PAGE", "RESULTS"), (*pages, folder), strict=True
@@ -116,14 +116,14 @@ def test_pages_and_figure_are_written(folder, monkeypatch):
         monkeypatch.setattr(tables, name, value)
     monkeypatch.setattr(tables, "render", lambda: "short")
     monkeypatch.setattr(tables, "render_comparisons", lambda: "full")
+    monkeypatch.setattr(tables, "render_costs", lambda: "each")
     monkeypatch.setattr(tables, "render_estimators", lambda: "all")
     tables.main()
     assert pages[0].read_text() == (
         "a <!-- results -->\n\nshort\n\n<!-- /results --> b"
     )
-    full, every = pages[1].read_text().split("<!-- /comparisons -->")
-    assert "\n\nfull\n\n" in full
-    assert "\n\nall\n\n" in every
+    shown = pages[1].read_text().split("-->")[1::2]
+    assert [part.split("<!--")[0].strip() for part in shown] == ["full", "each", "all"]
     assert (folder / "compare_fashion_mnist_lenet300.png").exists()
 
 

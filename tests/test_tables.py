@@ -140,6 +140,23 @@ def test_scaling_is_a_table_of_its_own(tmp_path):
     assert "| 1.96 times one | 1.90 times one |" in text
 
 
+def test_costs_of_methods_are_a_row_each_and_a_column_per_network(tmp_path):
+    versions = {"device": "1 x cpu (cpu)", "jax": "0.1", "commit": "0123456789"}
+    first, second = timed_row(), timed_row(network="resnet20")
+    first["timed"] = first["timed"] | {"gmp": {"us": 1.0, "ratio": 1.5}}
+    bench = {"steps": [first, second], "versions": versions, "arguments": "--methods"}
+    (tmp_path / "methods_cpu.json").write_text(json.dumps(bench))
+    text = tables.render_costs(tmp_path)
+    assert "over the dense step.** float32, 1 x cpu (cpu), jax 0.1, median" in text
+    assert text.splitlines()[2:] == [
+        "| method | lenet5, batch 64 | resnet20, batch 64 |",
+        "| :-- | --: | --: |",
+        "| SCL, to a budget | 1.300 | 1.300 |",
+        "| magnitude, global | 1.500 |  |",
+    ]
+    assert tables.render(tmp_path) == ""  # the README has SCL's own
+
+
 def test_estimators_are_shown_when_all_have_run(tmp_path):
     row = {"ste": "relu", "start": 1.5, "accuracy": 0.9, "accuracy_std": 0.01}
     content = {
