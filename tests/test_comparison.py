@@ -1,94 +1,24 @@
 """A comparison: as many trials each, the same sparsity, tested once, resumed."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
-from trials import Trials, experiment
+from tiny_comparison import COMPARISON, SPACES, of, put_comparison, put_trials, run
 
-from experiments import book as books
-from experiments import comparison as comparisons
 from experiments import configs, study
-from experiments.comparison import ComparisonError, run_comparison
-from experiments.config import Config
 from experiments.methods import METHODS
 from experiments.spaces import Comparison, pruning_spaces
-from experiments.train import TrainingError
-
-CONFIG = Config(
-    dataset="mnist5k",
-    model="lenet300",
-    validation=10,
-    epochs=2,
-    batch_size=10,
-    learning_rate=0.3,
-    sparsity=0.7,
-    seeds=1,
-    devices=1,
-)
-SPACES = {
-    "dense": {"learning_rate": (0.1, 0.2)},
-    "scl": {"learning_rate": (0.1, 0.2), "mask_learning_rate": (1e-3, 1e-2)},
-    "gmp": {"learning_rate": (0.1, 0.2), "schedule_end": (0.5, 0.7)},
-    "str": {"learning_rate": (0.1, 0.2), "mask_initial": (-1.0, -2.0)},
-}
-COMPARISON = Comparison(targets=(0.5, 0.9), spaces=SPACES, seeds=2, tested=3)
-
-
-def accuracies(method, config):
-    """Return those on validation and on test; the latter would choose otherwise."""
-    if method == "dense":
-        worth = {0.1: 0.02, 0.2: 0.03}[config.learning_rate]
-    elif method == "scl":
-        worth = 0.01 * (config.learning_rate == 0.2) + config.mask_learning_rate
-    elif method == "gmp":
-        worth = 0.1 * config.learning_rate - 0.01 * config.schedule_end
-    else:
-        worth = -0.1 * config.learning_rate + 0.01 * config.mask_initial
-    return 0.9 + worth - 0.1 * config.sparsity, 0.8 - worth
-
-
-def left(method, config):
-    """Return the fraction of the weights that are left, of which STR is not asked."""
-    if method != "str":
-        return 1 - config.sparsity if method != "dense" else 1.0
-    return min(1.0, 0.02 * config.weight_decay**-0.4 * abs(config.mask_initial))
 
 
 @pytest.fixture
 def held(monkeypatch):
-    held = experiment(monkeypatch, CONFIG)
-    held.comparison = COMPARISON
-    monkeypatch.setattr(configs, "load_comparison", lambda name: held.comparison)
-    return held
+    return put_comparison(monkeypatch)
 
 
 @pytest.fixture
 def trials(monkeypatch, held):
-    found = Trials(
-        monkeypatch,
-        dense=lambda config: accuracies("dense", config),
-        scl=lambda config: (
-            *accuracies(found.method, config),
-            1 - left(found.method, config),
-        ),
-    )
-    return found
-
-
-def run(folder, **part):
-    run_comparison("tiny", folder=folder, scratch=folder / "scratch", **part)
-    return json.loads((folder / "compare_tiny.json").read_text())
-
-
-def of(content, method, target):
-    (row,) = [
-        row
-        for row in content["summary"]
-        if (row["method"], row["target"]) == (method, target)
-    ]
-    return row
+    return put_trials(monkeypatch)
 
 
 def test_every_method_is_tested_with_its_best_settings_on_validation(trials, tmp_path):
@@ -111,26 +41,6 @@ def test_every_method_is_tested_with_its_best_settings_on_validation(trials, tmp
         chosen = of(content, "str", target)["settings"]
         assert (chosen["learning_rate"], chosen["mask_initial"]) == (0.1, -1.0)
     assert of(content, "dense", 0.0)["settings"]["learning_rate"] == 0.2
-
-
-def test_a_method_that_is_not_asked_is_brought_to_the_sparsity_by_its_own_setting(
-    trials, tmp_path
-):
-    content = run(tmp_path)
-    for target in COMPARISON.targets:
-        row = of(content, "str", target)
-        decay = row["settings"]["weight_decay"]
-        assert 0.02 * decay**-0.4 == pytest.approx(1 - target, rel=0.012)
-        assert row["sparsity"] == pytest.approx(target, abs=0.01 * (1 - target) + 1e-3)
-        # On validation, within a tenth, and each of the four settings by itself.
-        tried = {
-            (r["settings"]["learning_rate"], r["settings"]["mask_initial"])
-            for r in content["runs"].values()
-            if r["stage"] == "validation"
-            and r["method"] == "str"
-            and abs(r["nnz"] / r["weights"] / (1 - target) - 1) <= 0.1
-        }
-        assert len(tried) == 4
 
 
 def test_no_test_is_seen_before_the_choice_and_other_seeds_choose(trials, tmp_path):
@@ -204,107 +114,6 @@ def test_killed_comparison_goes_on_where_it_was(trials, tmp_path, stop_after):
     assert trials.trained == []
 
 
-def test_a_sparsity_that_cannot_be_reached_ends_at_the_nearest(
-    trials, tmp_path, monkeypatch
-):
-    def jumps(method, config):
-        return 0.3 if config.weight_decay < 0.0123 else 0.02
-
-    monkeypatch.setitem(globals(), "left", jumps)
-    row = of(run(tmp_path, methods=["str"], targets=[0.9]), "str", 0.9)
-    assert row["reached"] is False
-    assert row["sparsity"] == pytest.approx(0.7)  # |log 0.3/0.1| < |log 0.02/0.1|
-    tests = {config.weight_decay for _, config, *_ in trials.trained}
-    assert len(tests) <= 2 * comparisons.TRIES
-
-
-def test_a_setting_that_cannot_be_as_sparse_is_not_chosen_for_being_denser(
-    trials, tmp_path, monkeypatch
-):
-    # By accuracy alone, 0.1 would be chosen: it is left with half of the weights.
-    monkeypatch.setitem(
-        globals(),
-        "left",
-        lambda method, config: 0.5 if config.learning_rate == 0.1 else 0.1,
-    )
-    row = of(run(tmp_path, methods=["str"], targets=[0.9]), "str", 0.9)
-    assert row["settings"]["learning_rate"] == 0.2
-    assert row["reached"] is True
-    row = of(run(tmp_path, methods=["str"], targets=[0.5]), "str", 0.5)
-    assert row["settings"]["learning_rate"] == 0.1
-
-
-def test_search_goes_back_where_more_makes_the_network_denser_again(
-    trials, tmp_path, monkeypatch
-):
-    def resets(method, config):
-        decay = config.weight_decay
-        return 1.5e-3 / decay if decay < 1.7e-2 else 0.6
-
-    monkeypatch.setitem(globals(), "left", resets)
-    row = of(run(tmp_path, methods=["str"], targets=[0.9]), "str", 0.9)
-    assert row["sparsity"] == pytest.approx(0.9, abs=1e-3)
-
-
-def test_search_steps_back_from_what_diverged(trials, tmp_path, monkeypatch):
-    def train(config, *others, **more):
-        for trained in trials.train(config, *others, **more):
-            if config.weight_decay > 0.008:
-                raise TrainingError("no longer finite")
-            yield trained
-
-    monkeypatch.setattr(books, "train", train)
-    content = run(tmp_path, methods=["str"], targets=[0.5])
-    assert any("diverged" in record for record in content["runs"].values())
-    row = of(content, "str", 0.5)
-    assert row["reached"] is True
-    assert row["settings"]["weight_decay"] < 0.008
-
-
-def test_search_ends_at_the_most_that_a_setting_may_be(trials, tmp_path, monkeypatch):
-    monkeypatch.setitem(globals(), "left", lambda *_: 1 - 1e-3 * trials_so_far(trials))
-    row = of(run(tmp_path, methods=["str"], targets=[0.5]), "str", 0.5)
-    assert row["settings"]["weight_decay"] == comparisons.MOST
-
-
-def trials_so_far(trials):
-    return len(trials.trained)
-
-
-@pytest.mark.parametrize(
-    ("part", "words"),
-    [
-        ({"methods": ["magic"]}, "method must be one of dense, scl, gmp, str; got "),
-        ({"targets": [0.7]}, "target must be one of 0.5, 0.9; got 0.7"),
-    ],
-    ids=["method", "target"],
-)
-def test_what_is_not_in_a_comparison_is_refused(trials, tmp_path, part, words):
-    with pytest.raises(ComparisonError, match=words):
-        run(tmp_path, **part)
-    assert not trials.trained
-    assert not (tmp_path / "compare_tiny.json").exists()
-
-
-def test_comparison_that_cannot_choose_or_is_not_there_is_refused(
-    trials, held, tmp_path
-):
-    held.config = dataclasses.replace(CONFIG, validation=0)
-    with pytest.raises(ComparisonError, match="validation split; validation is 0"):
-        run(tmp_path)
-    held.comparison = None
-    with pytest.raises(ComparisonError, match="tiny has no comparison; these have: "):
-        run(tmp_path)
-    assert not trials.trained
-
-
-def test_book_of_other_settings_is_refused(trials, held, tmp_path):
-    run(tmp_path, methods=["scl"], targets=[0.5])
-    held.config = dataclasses.replace(CONFIG, epochs=3, learning_rate=0.7)
-    with pytest.raises(ValueError, match="runs with another epochs; move"):
-        run(tmp_path)
-
-
 def test_methods_must_have_as_many_trials():
     spaces = {**SPACES, "gmp": {"schedule_end": (0.5, 0.7, 0.75)}}
     with pytest.raises(ValueError, match=r"as many trials.*'gmp': 3"):
@@ -356,22 +165,3 @@ def test_command_line_runs_the_parts_that_are_asked_for(monkeypatch):
     wanted = {**nothing, "methods": ["scl", "gmp"], "targets": [0.9, 0.98]}
     name = ("fashion_mnist_lenet300",)
     assert asked == [(name, wanted), (name, nothing)]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["fashion_mnist_lenet300", "--methods", "scl"], "parts of a comparison"),
-        (["mnist5k_lenet5", "--compare"], "mnist5k_lenet5 has no comparison"),
-        (
-            ["fashion_mnist_lenet300", "--compare", "--methods", "magic"],
-            "method must be one of dense, scl",
-        ),
-    ],
-    ids=["no_comparison_asked", "no_comparison", "method"],
-)
-def test_command_line_says_what_is_wrong(arguments, words, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        study.main(arguments)
-    assert stopped.value.code == 2
-    assert words in capsys.readouterr().err

@@ -9,7 +9,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
-from test_nnx import Network, X, assert_same, linear, masks_tx, pure, start
+from nnx_networks import Network, X, assert_same, linear, masks_tx, pure, start
 
 import scl_jax
 from scl_jax.nnx import TRAINED, Masked, MaskVariable, partition

@@ -1,6 +1,5 @@
 """The per-layer table, against counts made with NumPy."""
 
-import json
 import math
 
 import jax
@@ -8,50 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from reports import LAYERS, NEXT, dense_macs, full_report, kernel_report, make
 
 import scl_jax._report
 from scl_jax import MaskedParams, fold_masks, mask_params
 from scl_jax._macs import UnknownMacs, count_macs
 from scl_jax._report import report
-
-# leaf -> (shape, feature axes, positions of the output per example)
-LAYERS = {
-    "conv": ((3, 3, 4, 6), (3,), 64),
-    "dense": ((6 * 16, 8), (1,), 1),
-    "head": ((8, 5), (1,), 1),
-    "query": ((8, 2, 3), (1, 2), 7),
-}
-NEXT = {"conv": "dense", "dense": "head"}
-READ = {"dense": 6, "head": 8}  # the number of features that a layer reads
-
-
-def feature_axes(path, leaf):
-    return (-2, -1) if path == "query/kernel" else -1
-
-
-def make(seed=0, density=0.1, dtype=np.float32):
-    """Return random masked layers with biases, as NumPy arrays."""
-    rng = np.random.default_rng(seed)
-    weights, masks = {}, {}
-    for name, (shape, axes, _) in LAYERS.items():
-        kernel = rng.normal(size=shape)
-        kernel[rng.random(shape) < 0.2] = 0.0
-        mask = np.where(rng.random(shape) < density, 1.0, -1.0) * rng.random(shape)
-        # A feature without input, and one without output, whatever the seed.
-        np.moveaxis(mask, axes, range(len(axes)))[(0,) * len(axes)] = -1.0
-        if name in READ:
-            mask[2 :: READ[name]] = -1.0
-        bias = np.zeros([shape[axis] for axis in axes])
-        weights[name] = {"kernel": kernel.astype(dtype), "bias": bias.astype(dtype)}
-        masks[name] = {"kernel": mask.astype(dtype), "bias": None}
-    return MaskedParams(weights, masks)
-
-
-def dense_macs():
-    return {
-        name: {"kernel": positions * math.prod(shape), "bias": 0}
-        for name, (shape, _, positions) in LAYERS.items()
-    }
 
 
 def expected_rows(masked):
@@ -95,20 +56,6 @@ def expected_rows(masked):
             }
         )
     return rows
-
-
-def full_report(masked):
-    return report(
-        masked,
-        dense_macs(),
-        feature_axes=feature_axes,
-        next_layer={f"{a}/kernel": f"{b}/kernel" for a, b in NEXT.items()},
-    )
-
-
-def kernel_report(mask, weight=None, **kwargs):
-    weight = np.ones(np.shape(mask), np.float32) if weight is None else weight
-    return report(MaskedParams({"k": weight}, {"k": mask}), **kwargs)
 
 
 # Counts
@@ -279,129 +226,6 @@ def test_it_takes_what_count_macs_returns():
     assert (totals.macs, totals.macs_remaining) == (18, 18)
 
 
-# Renderings
-
-
-def parse_text(text):
-    """Return cells by column, cut where the header's columns end."""
-    lines = text.split("\n")
-    rule = lines[1]
-    assert rule
-    assert set(rule) == {"-"}
-    table = [line for line in lines[: lines.index(rule, lines.index(rule, 2) + 1)]]
-    table = [line.ljust(len(rule)) for line in table if line != rule]
-    gaps = [all(line[i] == " " for line in table) for i in range(len(rule))]
-    starts = [
-        i
-        for i in range(len(rule))
-        if not gaps[i] and (i == 0 or (gaps[i - 1] and (i == 1 or gaps[i - 2])))
-    ]
-    ends = [*starts[1:], len(rule)]
-    cells = [
-        [line[a:b].strip() for a, b in zip(starts, ends, strict=True)] for line in table
-    ]
-    return cells, lines[-4:]
-
-
-def parse_markdown(text):
-    table, notes = text.split("\n\n")
-    header, rule, *rows = table.split("\n")
-    assert set(rule) == set("| :-")
-    cells = [
-        [cell.strip() for cell in line[1:-1].split(" | ")] for line in (header, *rows)
-    ]
-    return cells, [note.removeprefix("- ") for note in notes.split("\n")]
-
-
-@pytest.mark.parametrize("unknown", [False, True])
-def test_text_markdown_and_dict_say_the_same(unknown):
-    masked, macs = make(seed=5), dense_macs()
-    if unknown:
-        macs["head"]["kernel"] = UnknownMacs("gather: an embedding")
-    next_layer = {"dense/kernel": "head/kernel"}
-    result = report(masked, macs, feature_axes=feature_axes, next_layer=next_layer)
-    cells, notes = parse_text(str(result))
-    assert (cells, notes) == parse_markdown(result.to_markdown())
-
-    def spell(value):
-        if isinstance(value, dict):
-            return "unknown"
-        if isinstance(value, float):
-            return f"{value:.4f}"
-        if isinstance(value, list):
-            return str(tuple(value))
-        return "" if value is None else f"{value:,}" if value != str(value) else value
-
-    saved = result.to_dict()
-    assert cells[0][-4:] == [
-        "without input",
-        "without output",
-        "MACs",
-        "MACs remaining",
-    ]
-    assert cells[1:-1] == [[*map(spell, row.values())] for row in saved["rows"]]
-    columns = list(saved["rows"][0])[2:]
-    assert cells[-1] == [
-        "total",
-        "",
-        *(spell(saved["totals"][name]) for name in columns),
-    ]
-
-
-def test_table_is_aligned_and_numbers_are_readable():
-    mask = np.full((100, 200), -1.0, np.float32)
-    mask[:, :50] = 1.0
-    params = {"a": mask, "layer/long_name": mask[:3]}
-    result = report(MaskedParams(params, params), {"a": 60_000, "layer/long_name": 600})
-    assert str(result).split("\n") == [
-        "path             shape       weights  connections    nnz  sparsity  features"
-        "  without input    MACs  MACs remaining",
-        "-" * 115,
-        "a                (100, 200)   20,000        5,000  5,000    0.7500       200"
-        "            150  60,000          15,000",
-        "layer/long_name  (3, 200)        600          150    150    0.7500       200"
-        "            150     600             150",
-        "-" * 115,
-        "total                         20,600        5,150  5,150    0.7500       400"
-        "            300  60,600          15,150",
-        "-" * 115,
-        "sparsity over the masked kernels: 0.7500 = 15,450 zeros / 20,600 weights in "
-        "masked kernels",
-        "sparsity over all parameters: 0.7500 = 15,450 zeros in masked kernels / "
-        "20,600 parameters",
-        "MACs per example in the masked kernels: 15,150 of 60,600 remain",
-        "FLOPs = 2 x MACs: 30,300 of 121,200 remain",
-    ]
-
-
-def test_notes_say_why_macs_are_unknown_and_what_flops_are():
-    mask = np.ones((2, 2), np.float32)
-    assert str(kernel_report(mask)).split("\n")[-2:] == [
-        "MACs per example in the masked kernels: not counted",
-        "FLOPs = 2 x MACs",
-    ]
-    unknown = kernel_report(mask, macs={"k": UnknownMacs("gather: embedding")})
-    assert str(unknown).split("\n")[-2:] == [
-        "MACs per example in the masked kernels: unknown, k: gather: embedding",
-        "FLOPs = 2 x MACs",
-    ]
-
-
-def test_a_bar_in_a_path_does_not_break_the_markdown_table():
-    mask = np.ones((2, 2), np.float32)
-    text = report(MaskedParams({"a|b": mask}, {"a|b": mask})).to_markdown()
-    assert r"| a\|b |" in text
-
-
-@pytest.mark.parametrize("macs", [None, "known", "unknown"])
-def test_dict_survives_json(macs):
-    tree = None if macs is None else dense_macs()
-    if macs == "unknown":
-        tree["conv"]["kernel"] = UnknownMacs("while: unknown")
-    saved = report(jax.tree.map(jnp.asarray, make()), tree).to_dict()
-    assert json.loads(json.dumps(saved, allow_nan=False)) == saved
-
-
 # Where the arrays are
 
 
@@ -433,112 +257,3 @@ def test_kernels_are_counted_where_they_are_and_never_gathered():
     program = lowered.compile().as_text()
     assert "all-reduce" in program
     assert "all-gather" not in program
-
-
-# Errors
-
-
-def test_traced_arrays_are_refused():
-    mask = jnp.ones((2, 2))
-    with pytest.raises(TypeError, match=r"report: needs concrete arrays.* k is a "):
-        jax.jit(lambda s: kernel_report(s).totals.nnz)(mask)
-    with pytest.raises(TypeError, match=r"report: needs concrete arrays.* k is a "):
-        jax.jit(lambda w: kernel_report(mask, w).totals.nnz)(mask)
-
-
-def test_shapes_without_arrays_are_refused():
-    abstract = jax.ShapeDtypeStruct((2, 2), jnp.float32)
-    with pytest.raises(TypeError, match="k is a ShapeDtypeStruct"):
-        kernel_report(abstract, abstract)
-
-
-def test_nan_in_a_mask_variable_is_reported_with_its_path():
-    masked = make()
-    masked.masks["conv"]["kernel"][0, 0, 0, 0] = np.nan
-    with pytest.raises(ValueError, match=r"report: .* 1 of 216 at conv/kernel are NaN"):
-        full_report(jax.tree.map(jnp.asarray, masked))
-
-
-@pytest.mark.parametrize(
-    ("masked", "error", "match"),
-    [
-        ({"k": np.ones((2, 2))}, TypeError, "report: needs a MaskedParams.*got dict"),
-        (
-            MaskedParams({"k": np.ones((2, 2))}, {"j": np.ones((2, 2))}),
-            ValueError,
-            "report: .*differ at j, k",
-        ),
-        (MaskedParams({"k": np.ones(2)}, {"k": None}), ValueError, "masked are: none"),
-        (
-            MaskedParams({"k": np.ones((0, 2))}, {"k": np.ones((0, 2))}),
-            ValueError,
-            r"none of them empty; masked are: k \(0, 2\)",
-        ),
-        (
-            MaskedParams({"k": np.ones((2, 2))}, {"k": np.ones((2, 2), int)}),
-            TypeError,
-            "must be floating; k is int",
-        ),
-    ],
-)
-def test_masked_params_that_cannot_be_counted_are_refused(masked, error, match):
-    with pytest.raises(error, match=match):
-        report(masked)
-
-
-@pytest.mark.parametrize(
-    ("axes", "error", "match"),
-    [
-        (2, ValueError, "2 are out of range for k"),
-        ((1, -1), ValueError, "name an axis of k of shape .* twice"),
-        ("last", TypeError, "must be an int or a tuple of ints"),
-    ],
-)
-def test_wrong_feature_axes_are_refused(axes, error, match):
-    with pytest.raises(error, match=match):
-        kernel_report(np.ones((2, 2), np.float32), feature_axes=axes)
-
-
-@pytest.mark.parametrize(
-    ("macs", "match"),
-    [
-        ({"j": 4}, "structure of the weights.*they are: k; macs has: j"),
-        ([4], "structure of the weights"),
-        ({"k": {"kernel": 4}}, "structure of the weights"),
-        ({"k": 4.0}, r"int.*at k of size 4 got 4\.0"),
-        ({"k": None}, "int.*at k of size 4 got None"),
-        ({"k": 6}, "multiple of its size; at k of size 4 got 6"),
-        ({"k": -4}, "multiple of its size; at k of size 4 got -4"),
-    ],
-)
-def test_macs_that_do_not_fit_are_refused(macs, match):
-    with pytest.raises(ValueError, match=match):
-        kernel_report(np.ones((2, 2), np.float32), macs=macs)
-
-
-@pytest.mark.parametrize(
-    "next_layer",
-    [{"conv": "head/kernel"}, {"conv/kernel": "Dense_9"}, {"head/bias": "head/kernel"}],
-)
-def test_next_layer_must_name_masked_leaves(next_layer):
-    masked_paths = ", ".join(f"{name}/kernel" for name in sorted(LAYERS))
-    with pytest.raises(ValueError, match=f"are none; masked are: {masked_paths}"):
-        report(make(), next_layer=next_layer)
-
-
-@pytest.mark.parametrize("shape", [(7, 2), (3, 2), (6,)])
-def test_next_layer_must_read_a_multiple_of_the_features(shape):
-    params = {"a": np.ones((2, 5, 6), np.float32), "b": np.ones(shape, np.float32)}
-    with pytest.raises(
-        ValueError, match=r"a of shape .* has 6 features.*b of shape"
-    ) as error:
-        report(MaskedParams(params, params), next_layer={"a": "b"})
-    assert str((2, 5, 6)) in str(error.value)
-    assert str(shape) in str(error.value)
-
-
-def test_a_feature_too_large_for_its_counter_is_refused(monkeypatch):
-    monkeypatch.setattr(scl_jax._report, "_LARGEST_COUNT", 5)
-    assert kernel_report(np.ones((5, 2), np.float32)).totals.nnz == 10
-    with pytest.raises(ValueError, match=r"2\*\*31 weights.*k has shape \(6, 2\)"):
-        kernel_report(np.ones((6, 2), np.float32))
