@@ -57,16 +57,13 @@ def test_buffers_of_the_state_are_taken(mesh):
 
 
 def test_shapes_are_compiled_once(mesh):
-    traces = []
-
-    def counted(state, x):
-        traces.append(x.shape)
-        return step(state, jnp.sum(x))
-
-    ready = laid_out(counted, mesh)
-    for shape in ((2,), (3,), (2,), (3,)):
-        ready(make_state(mesh), jnp.ones(shape))
-    assert traces == [(2,), (3,)]
+    ready = laid_out(lambda state, x: step(state, jnp.sum(x)), mesh)
+    shapes = (2,), (3,), (2,), (3,)
+    two, three, *again = [ready(make_state(mesh), jnp.ones(x))[0] for x in shapes]
+    assert two is not three
+    # Tracing is remembered by JAX, too: that it is the same program says more.
+    assert again[0] is two
+    assert again[1] is three
 
 
 def test_shapes_are_enough_to_compile(mesh):

@@ -6,23 +6,12 @@ import json
 import pytest
 import sharing
 from tiny import register
-from trials import TEST, Trials, experiment
+from trials import BASE, TEST, Trials, experiment
 
 from experiments import configs, pareto
-from experiments.config import Config
 from experiments.study import RESULTS
 
-CONFIG = Config(
-    dataset="mnist5k",
-    model="lenet300",
-    validation=10,
-    epochs=2,
-    batch_size=10,
-    learning_rate=0.1,
-    sparsity=0.7,
-    seeds=2,
-    devices=1,
-)
+CONFIG = dataclasses.replace(BASE, learning_rate=0.1, sparsity=0.7, seeds=2)
 FILES = {"pareto.json", "pareto.md", "pareto.png", "scratch"}
 
 

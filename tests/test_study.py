@@ -5,22 +5,12 @@ import json
 
 import numpy as np
 import pytest
-from trials import Trials, book, experiment, rows, run
+from trials import BASE, Trials, book, experiment, rows, run
 
 from experiments import book as books
-from experiments.config import Config, Study
+from experiments.config import Study
 
-CONFIG = Config(
-    dataset="mnist5k",
-    model="lenet300",
-    validation=10,
-    epochs=2,
-    batch_size=10,
-    learning_rate=0.1,
-    penalty=2e-6,
-    seeds=3,
-    devices=1,
-)
+CONFIG = dataclasses.replace(BASE, learning_rate=0.1, penalty=2e-6, seeds=3)
 STUDY = Study(
     targets=(0.5, 0.9),
     penalties=(1e-6, 2e-6, 3e-6, 4e-6),

@@ -4,21 +4,11 @@ import dataclasses
 import json
 
 import pytest
-from trials import Trials, experiment, rows, run
+from trials import BASE, Trials, experiment, rows, run
 
-from experiments.config import Config, Study
+from experiments.config import Study
 
-CONFIG = Config(
-    dataset="mnist5k",
-    model="lenet300",
-    validation=10,
-    epochs=2,
-    batch_size=10,
-    learning_rate=0.3,
-    sparsity=0.7,
-    seeds=3,
-    devices=1,
-)
+CONFIG = dataclasses.replace(BASE, learning_rate=0.3, sparsity=0.7, seeds=3)
 STUDY = Study(targets=(0.5, 0.9), learning_rates=(0.05, 0.1, 0.2), seeds=2)
 # (sparsity asked for, learning rate) -> as in SCL. By validation, 0.1 is the best for
 # 0.5 and 0.2 for 0.9, and 0.05 is nowhere; the test set would choose otherwise. The

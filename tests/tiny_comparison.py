@@ -1,25 +1,15 @@
 """A comparison of a few methods whose trainings take no time."""
 
+import dataclasses
 import json
 
-from trials import Trials, experiment
+from trials import BASE, Trials, experiment
 
 from experiments import configs
 from experiments.comparison import run_comparison
-from experiments.config import Config
 from experiments.spaces import Comparison
 
-CONFIG = Config(
-    dataset="mnist5k",
-    model="lenet300",
-    validation=10,
-    epochs=2,
-    batch_size=10,
-    learning_rate=0.3,
-    sparsity=0.7,
-    seeds=1,
-    devices=1,
-)
+CONFIG = dataclasses.replace(BASE, learning_rate=0.3, sparsity=0.7, seeds=1)
 SPACES = {
     "dense": {"learning_rate": (0.1, 0.2)},
     "scl": {"learning_rate": (0.1, 0.2), "mask_learning_rate": (1e-3, 1e-2)},

@@ -7,6 +7,7 @@ import numpy as np
 
 from experiments import book as books
 from experiments import configs, study
+from experiments.config import Config
 from experiments.data import Dataset, Split
 from experiments.outcome import Result
 
@@ -21,6 +22,16 @@ def split(count):
 
 
 TEST = split(20)
+
+# What the tests of studies, sweeps and comparisons begin with.
+BASE = Config(
+    dataset="mnist5k",
+    model="lenet300",
+    validation=10,
+    epochs=2,
+    batch_size=10,
+    devices=1,
+)
 
 
 class Trials:
