@@ -28,6 +28,9 @@ FOLLOWS = {
     "dst": ("penalty", 1e-3),
     "str": ("weight_decay", 1e-2),
 }
+# What a target is of, what is left and what there was: fields of records.
+OF_WEIGHTS = ("nnz", "weights")
+OF_OTHERS = {"scl_macs": ("macs_remaining", "macs")}
 # How far from the connections allowed such a method may end, and in how many tries.
 TOLERANCE = {"validation": 0.1, "test": 0.01}
 TRIES = 12
@@ -155,7 +158,8 @@ def _compared(
         return mean_std([record["accuracy"] for record in records])[0]
 
     def reached(stage: str, settings: Settings) -> bool:
-        left = _left(book.records(task(stage, settings)))
+        of = OF_OTHERS.get(method, OF_WEIGHTS)
+        left = _left(book.records(task(stage, settings)), of)
         return abs(left / (1 - target) - 1) <= TOLERANCE[stage]
 
     def worth(settings: Settings) -> tuple[bool, float]:
@@ -206,14 +210,15 @@ def _matched(
     return min(left, key=lambda value: abs(math.log(left[value] / allowed)))
 
 
-def _left(records: Sequence[dict[str, Any]]) -> float:
+def _left(records: Sequence[dict[str, Any]], of: tuple[str, str] = OF_WEIGHTS) -> float:
     """Return the mean fraction of the weights left, > 0 for logarithms' sake.
 
     A run whose numbers did not stay finite has none: more of what makes a network
     sparse would not have saved it.
     """
-    left = [(0 if "diverged" in r else r["nnz"], r["weights"]) for r in records]
-    return mean_std([max(nnz, 1) / weights for nnz, weights in left])[0]
+    remaining, total = of
+    left = [(0 if "diverged" in r else r[remaining], r[total]) for r in records]
+    return mean_std([max(some, 1) / all_ for some, all_ in left])[0]
 
 
 def _next(left: dict[float, float], allowed: float) -> float:

@@ -1,5 +1,6 @@
 """The ways to train a network that the experiments put side by side."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -66,6 +67,12 @@ def scl(config: Config, steps: int) -> Method:
     )
 
 
+def scl_macs(config: Config, steps: int) -> Method:
+    """Train as `scl` does, with the penalty and the sparsity those of the MACs."""
+    way = scl(dataclasses.replace(config, costs="macs"), steps)
+    return way._replace(name="scl_macs")
+
+
 def masks_optimizer(
     config: Config, steps: int, costs: PyTree | None
 ) -> optax.GradientTransformation:
@@ -101,6 +108,7 @@ def masks_optimizer(
 METHODS: dict[str, Callable[[Config, int], Method]] = {
     "dense": dense,
     "scl": scl,
+    "scl_macs": scl_macs,
     "gmp": magnitude.gmp,
     "gmp_uniform": magnitude.gmp_uniform,
     "magnitude_ste": magnitude.magnitude_ste,

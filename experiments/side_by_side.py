@@ -13,6 +13,7 @@ from experiments.tradeoff import log_fractions
 NAMES = {
     "dense": "dense",
     "scl": "SCL",
+    "scl_macs": "SCL, a budget of MACs",
     "gmp": "magnitude, global",
     "gmp_uniform": "magnitude, uniform",
     "magnitude_ste": "magnitude, straight-through",
@@ -22,8 +23,16 @@ NAMES = {
     "autoprune": "AutoPrune",
     "st3": "ST-3",
 }
-_MARKERS = "os^vDP<>X*"
-_OWN_LOOK = [name for name in NAMES if name != "dense"]  # the same in every figure
+_MARKERS = "os^vDP<>X"
+# Colour, marker and line of each method: the same in every figure.
+_LOOKS = {
+    name: (
+        COLOURS[i % len(COLOURS)],
+        f"{_MARKERS[i]}{'-' if i < len(COLOURS) else ':'}",
+    )
+    for i, name in enumerate(n for n in NAMES if n not in ("dense", "scl_macs"))
+}
+_LOOKS["scl_macs"] = (COLOURS[0], "*--")
 Rows = Sequence[dict[str, Any]]
 
 
@@ -34,7 +43,7 @@ def comparison_cells(rows: Rows, field: str) -> list[list[str]]:
       rows: the summary of a comparison.
       field: what a cell shows: "accuracy" (%), "macs_remaining" (thousands),
         "least_density" (%) or "nnz" (thousands). Where the sparsity was not reached,
-        it says at which it ended.
+        it says at which it ended. That of a budget of MACs is of the MACs.
     """
     unit = {"macs_remaining": 1e-3, "nnz": 1e-3}.get(field, 100)
     targets = sorted({row["target"] for row in rows if row["method"] != "dense"})
@@ -111,7 +120,7 @@ def _figure(book: dict[str, Any]) -> Figure:
                     level - spread, level + spread, color="k", alpha=0.12, lw=0
                 )
         for method in methods:
-            i = _OWN_LOOK.index(method)
+            colour, form = _LOOKS[method]
             own = sorted(
                 (row for row in rows if row["method"] == method),
                 key=lambda row: row[remaining],
@@ -121,8 +130,8 @@ def _figure(book: dict[str, Any]) -> Figure:
                 [100 * row["accuracy"] for row in own],
                 [100 * row["accuracy_std"] for row in own],
                 [row[f"{remaining}_std"] / whole[total] for row in own],
-                color=COLOURS[i % len(COLOURS)],
-                fmt=f"{_MARKERS[i]}{'-' if i < len(COLOURS) else ':'}",
+                color=colour,
+                fmt=form,
                 linewidth=3 if method == "scl" else 1.5,
                 zorder=3 if method == "scl" else 2,
                 capsize=3,

@@ -57,6 +57,7 @@ def pruning_spaces(
     spaces = {
         "dense": both,
         "scl": gradual,
+        "scl_macs": gradual,
         "gmp": gradual,
         "gmp_uniform": gradual,
         "magnitude_ste": gradual,

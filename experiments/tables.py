@@ -170,8 +170,15 @@ def _comparison(book: dict[str, Any], *, accuracy_alone: bool = False) -> str:
         f"**{configs.summary(name).rstrip('.')}, methods side by side.** "
         f"{config['epochs']} epochs, {seeds} seeds, {machines(book)}; "
         f"`python -m experiments.study {name} --compare`\n\n"
-        f"{tables}"
+        f"{tables}{_of_macs(book['summary'])}"
     )
+
+
+def _of_macs(rows: Sequence[dict[str, Any]]) -> str:
+    """Say what the targets of a budget of MACs are, if there is one."""
+    if all(row["method"] != "scl_macs" for row in rows):
+        return ""
+    return f'\n\n"{NAMES["scl_macs"]}": that part of the MACs is pruned.'
 
 
 def _estimators(book: dict[str, Any]) -> str:
