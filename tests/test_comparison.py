@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from tiny_comparison import COMPARISON, SPACES, of, put_comparison, put_trials, run
 
+from experiments import book as books
 from experiments import configs, study
 from experiments.methods import METHODS
 from experiments.spaces import Comparison, pruning_spaces
@@ -112,6 +113,25 @@ def test_killed_comparison_goes_on_where_it_was(trials, tmp_path, stop_after):
     trials.trained.clear()
     assert run(other) == whole
     assert trials.trained == []
+
+
+def test_budget_of_macs_is_reached_if_the_macs_are(trials, held, tmp_path, monkeypatch):
+    spaces = {"dense": {"learning_rate": (0.1,)}, "scl": {}, "scl_macs": {}}
+    held.comparison = Comparison(targets=(0.5,), spaces=spaces)
+    made = books.make_result
+
+    def twice_the_macs(config, trained, on):
+        result = made(config, trained, on)
+        if trained.method == "dense":
+            return result
+        return dataclasses.replace(result, nnz=300, macs_remaining=500)
+
+    monkeypatch.setattr(books, "make_result", twice_the_macs)
+    content = run(tmp_path)
+    assert not of(content, "scl", 0.5)["reached"]
+    assert of(content, "scl_macs", 0.5)["reached"]
+    tasks = {(m, c.sparsity) for m, c, *_ in trials.trained if m != "dense"}
+    assert tasks == {("scl", 0.5), ("scl_macs", 0.5)}
 
 
 def test_methods_must_have_as_many_trials():

@@ -13,7 +13,7 @@ from tiny import by_path, config, dataset, register
 import scl_jax
 from experiments.method import weights_optimizer
 from experiments.methods import METHODS, dense, scl
-from experiments.network import make_network
+from experiments.network import macs_of_connections, make_network
 from experiments.train import train
 
 
@@ -218,6 +218,26 @@ def test_training_keeps_connections_of_a_layer_that_it_would_lose(
 def test_names_of_methods_are_those_they_are_asked_for_by():
     for name, make in METHODS.items():
         assert make(config(), 12).name == name
+
+
+def test_budget_of_macs_is_met():
+    settings = config(model="lenet5", sparsity=0.8, schedule_end=0.5, freeze_at=0.5)
+    ways = METHODS["scl_macs"](settings, 4), scl(settings, 4)
+    macs = macs_of_connections(make_network(settings))
+    left = []
+    for way in ways:
+        whole = way.wrap(random_tree(parameters(settings)))
+        trained = whole
+        state, gradient = way.tx.init(trained), random_tree(trained, seed=1)
+        for _ in range(2):
+            updates, state = way.tx.update(gradient, state, trained)
+            trained = optax.apply_updates(trained, updates)
+        spent = scl_jax.connection_count(trained, costs=macs)
+        total = scl_jax.connection_count(whole, costs=macs)
+        left.append(float(spent / total))
+    # Less than the budget by one connection at most, which may cost 576 of 2,293,000.
+    assert 0.2 - 576 / 2_293_000 <= left[0] <= 0.2 + 1e-7
+    assert left[1] != pytest.approx(0.2, abs=0.01)
 
 
 # What SCL does for pruned weights, and what it divides by

@@ -9,6 +9,7 @@ from experiments import tables
 from experiments.methods import METHODS
 from experiments.outcome import as_markdown
 from experiments.side_by_side import (
+    _LOOKS,
     NAMES,
     _figure,
     comparison_cells,
@@ -103,6 +104,24 @@ def test_readme_has_the_accuracies_and_the_lab_book_every_table(folder):
         assert as_markdown(comparison_cells(ROWS, "accuracy")) in text
     assert as_markdown(comparison_cells(ROWS, "macs_remaining")) not in short
     assert as_markdown(comparison_cells(ROWS, "macs_remaining")) in full
+
+
+def test_what_a_budget_of_macs_is_of_is_said_where_there_is_one(folder):
+    path = folder / "compare_fashion_mnist_lenet300.json"
+    said = '"SCL, a budget of MACs": that part of the MACs is pruned.'
+    assert said not in render(folder) + render_comparisons(folder)
+    content = json.loads(path.read_text())
+    content["summary"].append(row("scl_macs", 0.9, 0.88, 0.12))
+    path.write_text(json.dumps(content))
+    assert said in render(folder)
+    assert said in render_comparisons(folder)
+    table = comparison_cells(content["summary"], "accuracy")
+    assert [cells[0] for cells in table[2:4]] == ["SCL", "SCL, a budget of MACs"]
+
+
+def test_every_method_looks_different():
+    looks = [_LOOKS[name] for name in NAMES if name != "dense"]
+    assert len(set(looks)) == len(looks) == len(NAMES) - 1
 
 
 def test_pages_and_figure_are_written(folder, monkeypatch):
