@@ -237,7 +237,7 @@ def test_budget_of_macs_is_met():
         left.append(float(spent / total))
     # Less than the budget by one connection at most, which may cost 576 of 2,293,000.
     assert 0.2 - 576 / 2_293_000 <= left[0] <= 0.2 + 1e-7
-    assert left[1] != pytest.approx(0.2, abs=0.01)
+    assert abs(left[1] - 0.2) > 1e-3
 
 
 # What SCL does for pruned weights, and what it divides by
