@@ -63,6 +63,40 @@ def _cell(row: dict[str, Any], field: str, unit: float) -> str:
     return spread if row["reached"] else f"{spread} (at {100 * row['sparsity']:.1f} %)"
 
 
+def lead_cells(books: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """Return the cells of a table: how far SCL is ahead of the best of the others.
+
+    A row per comparison, a column per sparsity: points of mean accuracy, ± the larger
+    of the two standard deviations, and whose the best is, of those that reached the
+    sparsity. Empty where SCL or all others are missing.
+    """
+    own = ("dense", "scl", "scl_macs")
+    lead: dict[str, dict[float, str]] = {}
+    for book in books:
+        told = lead.setdefault(book["config"]["model"], {})
+        rows = [row for row in book["summary"] if row["reached"]]
+        for scl in [row for row in rows if row["method"] == "scl"]:
+            others = [
+                row
+                for row in rows
+                if row["method"] not in own and row["target"] == scl["target"]
+            ]
+            if others:
+                best = max(others, key=lambda row: row["accuracy"])
+                ahead = 100 * (scl["accuracy"] - best["accuracy"])
+                std = 100 * max(scl["accuracy_std"], best["accuracy_std"])
+                name = NAMES[best["method"]]
+                told[scl["target"]] = f"{ahead:+.2f} ± {std:.2f}, {name}"
+    targets = sorted({target for told in lead.values() for target in told})
+    return [
+        ["network", *(f"{100 * target:g} %" for target in targets)],
+        *(
+            [network, *(told.get(target, "") for target in targets)]
+            for network, told in lead.items()
+        ),
+    ]
+
+
 def comparison_tables(book: dict[str, Any]) -> str:
     """Return all tables of a comparison in Markdown."""
     titles = {

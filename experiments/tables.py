@@ -20,6 +20,7 @@ from experiments.side_by_side import (
     comparison_cells,
     comparison_tables,
     draw_comparison,
+    lead_cells,
 )
 from experiments.step_cost import allowed_bytes, scaling_cells
 from experiments.tradeoff import draw_tradeoff
@@ -40,6 +41,11 @@ def render(folder: Path = RESULTS) -> str:
         json.loads(path.read_text()) for path in sorted(folder.glob("bench*.json"))
     ]
     return "\n\n".join([*parts, *map(_bench, benches)])
+
+
+def render_leads(folder: Path = RESULTS) -> str:
+    """Return how far SCL is ahead of the best other method in each comparison."""
+    return as_markdown(lead_cells(_comparisons(folder)))
 
 
 def render_comparisons(folder: Path = RESULTS) -> str:
@@ -293,6 +299,7 @@ def main() -> None:
             draw_tradeoff(book, path.with_suffix(".png"))
     for book in _comparisons(RESULTS):
         draw_comparison(book, RESULTS / f"compare_{book['name']}.png")
+    _put(README, "leads", render_leads())
     _put(README, "results", render())
     _put(PAGE, "comparisons", render_comparisons())
     _put(PAGE, "costs", render_costs())

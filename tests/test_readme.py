@@ -17,6 +17,7 @@ from experiments.tables import (
     render_comparisons,
     render_costs,
     render_estimators,
+    render_leads,
 )
 
 ROOT = Path(__file__).parents[1]
@@ -98,6 +99,10 @@ def test_results_in_readme_come_from_the_committed_files():
     assert between_markers(TEXT) == render(RESULTS)
 
 
+def test_leads_in_readme_come_from_the_committed_files():
+    assert between_markers(TEXT, "leads") == render_leads()
+
+
 def test_comparisons_in_the_lab_book_come_from_the_committed_files():
     assert between_markers(PAGE.read_text(), "comparisons") == render_comparisons()
 
@@ -156,7 +161,7 @@ def leads(network):
         ahead = own["accuracy"] - row["accuracy"]
         return 100 * ahead, 100 * max(own["accuracy_std"], row["accuracy_std"])
 
-    others = [key for key in rows if key[0] not in ("scl", "dense")]
+    others = [key for key in rows if key[0] not in ("scl", "scl_macs", "dense")]
     return {key: lead(rows[key]) for key in others}
 
 
@@ -194,13 +199,33 @@ def test_what_is_said_of_lenet5_is_so():
     book = json.loads((RESULTS / "compare_fashion_mnist_lenet5.json").read_text())
     rows = {(r["method"], r["target"]): r for r in book["summary"]}
     total = rows["dense", 0.0]["macs_remaining"]
-    uniform, own = rows["gmp_uniform", 0.9], rows["scl", 0.99]
-    assert (round(100 * uniform["accuracy"], 1), round(100 * own["accuracy"], 1)) == (
-        91.1,
-        90.6,
-    )
-    parts = [total / row["macs_remaining"] for row in (uniform, own)]
-    assert [round(part) for part in parts] == [10, 8]
+    own = rows["scl", 0.99]
+    assert round(100 * own["accuracy"], 1) == 90.6
+    assert round(total / own["macs_remaining"]) == 8
+
+
+def test_what_is_said_of_budgets_of_macs_is_so():
+    book = json.loads((RESULTS / "compare_fashion_mnist_lenet5.json").read_text())
+    rows = {(r["method"], r["target"]): r for r in book["summary"]}
+    total = rows["dense", 0.0]["macs_remaining"]
+    ahead = []
+    for (method, target), own in rows.items():
+        if method == "scl_macs":
+            assert total * (1 - target) * 0.98 < own["macs_remaining"]
+            assert own["macs_remaining"] <= total * (1 - target)
+            uniform = rows["gmp_uniform", target]
+            ahead.append(round(100 * (own["accuracy"] - uniform["accuracy"]), 1))
+            # Nobody with as few MACs, or a quarter more, is as accurate.
+            for other in rows.values():
+                if other["macs_remaining"] < 1.25 * own["macs_remaining"]:
+                    assert other is own or other["accuracy"] < own["accuracy"]
+    assert ahead == [0.4, 0.7, 1.7, 3.0, 4.4]
+    told = [
+        round(100 * rows[method, target]["accuracy"], 1)
+        for target in (0.9, 0.99)
+        for method in ("scl_macs", "gmp_uniform")
+    ]
+    assert told == [91.5, 91.1, 89.9, 87.0]
 
 
 def test_what_is_said_of_resnet20_is_so():
@@ -224,7 +249,7 @@ def test_what_is_said_of_resnet20_is_so():
     worst = [min(lead[0] for lead in at[t].values()) for t in (0.9, 0.95)]
     assert [round(lead, 2) for lead in worst] == [-0.22, -0.06]
     book = json.loads((RESULTS / "compare_fashion_mnist_resnet20.json").read_text())
-    assert len(book["runs"]) == 173
+    assert len(book["runs"]) == 239
     least = {
         row["method"]: round(100 * row["least_density"], 2)
         for row in book["summary"]
@@ -245,6 +270,14 @@ def test_what_is_said_of_vgg16_is_so():
     for row in book["summary"]:
         most = 0.002 if row["method"] == "scl" else 0.01
         assert dense - row["accuracy"] < most
+
+
+def test_what_is_said_of_vit_is_so():
+    found = leads("vit_ti4")
+    assert {method for method, _ in found} == {"gmp", "rigl"}
+    assert [round(found["gmp", t][0], 2) for t in (0.95, 0.98)] == [-0.17, 0.05]
+    assert [round(found["gmp", t][1], 1) for t in (0.95, 0.98)] == [0.3, 0.3]
+    assert [round(found["rigl", t][0], 1) for t in (0.95, 0.98)] == [2.2, 3.1]
 
 
 def test_what_is_said_of_estimators_is_so():

@@ -15,6 +15,7 @@ from experiments.side_by_side import (
     comparison_cells,
     comparison_tables,
     draw_comparison,
+    lead_cells,
 )
 from experiments.tables import render, render_comparisons
 
@@ -106,6 +107,24 @@ def test_readme_has_the_accuracies_and_the_lab_book_every_table(folder):
     assert as_markdown(comparison_cells(ROWS, "macs_remaining")) in full
 
 
+def test_lead_is_over_the_best_other_that_reached_the_sparsity():
+    one = {**book(*ROWS), "config": {"model": "lenet5"}}
+    missed = {**row("dst", 0.9, 0.99, 0.2), "reached": False}
+    own = [row("scl", t, accuracy, 1 - t) for t, accuracy in ((0.95, 0.8), (0.98, 0.7))]
+    one["summary"] = [*ROWS, missed, *own, row("scl_macs", 0.9, 0.95, 0.2)]
+    one["summary"].append(row("rigl", 0.98, 0.812, 0.02))
+    other = {**book(*ROWS[:3]), "config": {"model": "vgg16"}}
+    third = {**book(row("gmp", 0.5, 0.8, 0.5), row("scl", 0.5, 0.8123, 0.5))}
+    third["config"] = {"model": "vit_ti4"}
+    assert lead_cells([one, other, third]) == [
+        ["network", "50 %", "90 %", "98 %"],
+        # 87.65 - 85 and 70 - 81.2; deviations are a hundredth of each.
+        ["lenet5", "", "+2.65 ± 0.88, magnitude, global", "-11.20 ± 0.81, RigL, ERK"],
+        ["vgg16", "", "", ""],
+        ["vit_ti4", "+1.23 ± 0.81, magnitude, global", "", ""],
+    ]
+
+
 def test_what_a_budget_of_macs_is_of_is_said_where_there_is_one(folder):
     path = folder / "compare_fashion_mnist_lenet300.json"
     said = '"SCL, a budget of MACs": that part of the MACs is pruned.'
@@ -126,7 +145,9 @@ def test_every_method_looks_different():
 
 def test_pages_and_figure_are_written(folder, monkeypatch):
     pages = folder / "README.md", folder / "page.md"
-    pages[0].write_text("a <!-- results -->old<!-- /results --> b")
+    pages[0].write_text(
+        "<!-- leads -->old<!-- /leads --> a <!-- results -->old<!-- /results --> b"
+    )
     parts = ("comparisons", "costs", "estimators")
     pages[1].write_text("".join(f"<!-- {x} -->old<!-- /{x} -->" for x in parts))
     for name, value in zip(
@@ -134,12 +155,14 @@ def test_pages_and_figure_are_written(folder, monkeypatch):
     ):
         monkeypatch.setattr(tables, name, value)
     monkeypatch.setattr(tables, "render", lambda: "short")
+    monkeypatch.setattr(tables, "render_leads", lambda: "ahead")
     monkeypatch.setattr(tables, "render_comparisons", lambda: "full")
     monkeypatch.setattr(tables, "render_costs", lambda: "each")
     monkeypatch.setattr(tables, "render_estimators", lambda: "all")
     tables.main()
     assert pages[0].read_text() == (
-        "a <!-- results -->\n\nshort\n\n<!-- /results --> b"
+        "<!-- leads -->\n\nahead\n\n<!-- /leads --> a "
+        "<!-- results -->\n\nshort\n\n<!-- /results --> b"
     )
     shown = pages[1].read_text().split("-->")[1::2]
     assert [part.split("<!--")[0].strip() for part in shown] == ["full", "each", "all"]
