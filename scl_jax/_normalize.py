@@ -1,6 +1,7 @@
 """The Optax transform that normalizes mask gradients per feature."""
 
-from collections.abc import Callable
+import itertools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +10,7 @@ import optax
 
 from scl_jax._features import FeatureAxes, axes_tuple, reduced_axes
 from scl_jax._masked import mask_leaves, with_mask_leaves
-from scl_jax._paths import is_none, leaf_path
+from scl_jax._paths import leaf_path
 
 _NAME = "normalize_by_feature"
 
@@ -33,10 +34,11 @@ _REDUCTIONS = {"rms": _mean, "l2": _sum, "max": _max, "none": None}
 class NormalizeByFeatureState(NamedTuple):
     """State of `normalize_by_feature`, unless `decay` is 0."""
 
-    count: jax.Array  # shape (), int32: steps taken
-    # For each leaf: the running mean of squared norms, float32, of the leaf's shape
-    # with 1 for the axes that are no feature axes.
-    squares: tuple[jax.Array, ...]
+    # The two sums that make a running mean: over the steps, each times `decay` for
+    # every step since. All leaves in one array: one a leaf would cost a GPU one
+    # kernel a leaf.
+    weight: jax.Array  # shape (), float32: of ones
+    squares: jax.Array  # shape (features,), float32: of squared norms
 
 
 def normalize_by_feature(
@@ -45,8 +47,9 @@ def normalize_by_feature(
     r"""Divide each feature's slice of the mask gradients by the slice's norm.
 
     .. math::
-      v_f \leftarrow d \, v_f + (1 - d) \lVert g_{\cdot f} \rVert^2, \qquad
-      N(g)_{\cdot f} = g_{\cdot f} / \sqrt{v_f / (1 - d^t)}
+      v_f \leftarrow d \, v_f + \lVert g_{\cdot f} \rVert^2, \qquad
+      w \leftarrow d \, w + 1, \qquad
+      N(g)_{\cdot f} = g_{\cdot f} / \sqrt{v_f / w}
 
     A feature `f` is one output unit, a neuron or a filter; its slice holds the
     mask gradients of all its incoming weights. Mask gradients are G * W, so
@@ -96,8 +99,8 @@ def normalize_by_feature(
       >>> print(updates["kernel"].round(3))
       [[ 1.  1.  0.]
        [-1.  1.  0.]]
-      >>> print(state.squares[0].shape)
-      (1, 3)
+      >>> print(state.squares.shape)
+      (3,)
 
     Reference:
       Tang et al., arXiv 2201.05020, for the idea; the norm, its running mean (measured
@@ -125,12 +128,9 @@ def normalize_by_feature(
         axes = reduced(leaves)  # stateless or not, what does not fit is said here
         if stateless:
             return optax.EmptyState()
-        shapes = map(_shape, [leaf for _, leaf in leaves], axes)
-        zeros: Any = tuple(jnp.zeros(shape, jnp.float32) for shape in shapes)
-        # optax.tree_map_params asks with a placeholder, in which not even a None is.
-        if not jax.tree.leaves(params, is_leaf=is_none):
-            zeros = jnp.zeros(())
-        return NormalizeByFeatureState(jnp.zeros((), jnp.int32), zeros)
+        features = sum(map(_features, [leaf for _, leaf in leaves], axes))
+        zeros = jnp.zeros(features, jnp.float32)
+        return NormalizeByFeatureState(jnp.zeros((), jnp.float32), zeros)
 
     def update_fn(updates, state, params=None):
         del params
@@ -139,19 +139,26 @@ def normalize_by_feature(
         if reduction is None:
             return updates, state
         gradients = [g for _, g in leaves]
-        squares = [jnp.square(g.astype(jnp.float32)) for g in gradients]
-        if stateless:
-            norms = list(map(reduction, squares, axes))
-        else:
-            norms, state = _averaged(squares, axes, reduction, state, decay)
-        return with_mask_leaves(updates, map(_divided, gradients, norms)), state
+        squares = [
+            reduction(jnp.square(g.astype(jnp.float32)), own)
+            for g, own in zip(gradients, axes, strict=True)
+        ]
+        weight: Any = 1.0
+        if not stateless:
+            squares, state = _accumulated(squares, state, decay)
+            weight = state.weight
+
+        def divided(g, square):
+            return (g.astype(jnp.float32) / _size(square / weight)).astype(g.dtype)
+
+        return with_mask_leaves(updates, map(divided, gradients, squares)), state
 
     return optax.GradientTransformation(init_fn, update_fn)
 
 
-def _shape(leaf: Any, own: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape of a leaf's norms."""
-    return tuple(1 if axis in own else n for axis, n in enumerate(leaf.shape))
+def _features(leaf: Any, own: tuple[int, ...]) -> int:
+    """Return the number of a leaf's features."""
+    return math.prod(n for axis, n in enumerate(leaf.shape) if axis not in own)
 
 
 def _is_zero(decay: Any) -> bool:
@@ -166,44 +173,35 @@ def _is_zero(decay: Any) -> bool:
     return decay == 0
 
 
-def _averaged(
-    squares: list[jax.Array],
-    axes: list[tuple[int, ...]],
-    reduction: Callable[[jax.Array, tuple[int, ...]], jax.Array],
-    state: NormalizeByFeatureState,
-    decay: Any,
+def _accumulated(
+    squares: list[jax.Array], state: NormalizeByFeatureState, decay: Any
 ) -> tuple[list[jax.Array], NormalizeByFeatureState]:
-    """Return the running means of squared norms, without bias, and the new state."""
+    """Return the running sums of each leaf's squared norms, and the new state."""
     if not isinstance(state, NormalizeByFeatureState):
         raise TypeError(
             f"{_NAME}: needs the state that its init made; got {type(state).__name__}"
         )
-    shapes = list(map(_shape, squares, axes))
-    known = [one.shape for one in state.squares]
-    if shapes != known:
+    ends = list(itertools.accumulate(one.size for one in squares))
+    features = ends[-1] if ends else 0
+    if state.squares.shape != (features,):
         raise ValueError(
-            f"{_NAME}: needs the state that its init made for these leaves; their "
-            f"features have the shapes {shapes}, those of the state {known}"
+            f"{_NAME}: needs the state that its init made for these leaves; they have "
+            f"{features} features, those of the state {state.squares.size}"
         )
-
-    def averaged(x, own, old):
-        # The old mean is put into each of the numbers that are reduced, and not added
-        # to what comes of them: a GPU would launch a kernel more for every leaf.
-        parts = x.size // old.size if reduction is _sum else 1
-        return reduction((1 - decay) * x + decay / parts * old, own)
-
-    count: Any = optax.safe_increment(state.count)
-    means = tuple(map(averaged, squares, axes, state.squares))
-    unbiased = [mean / (1 - decay ** count.astype(jnp.float32)) for mean in means]
-    return unbiased, NormalizeByFeatureState(count, means)
+    before = jnp.split(state.squares, ends)[:-1]  # behind the last leaf there are none
+    sums = [
+        decay * old.reshape(one.shape) + one
+        for old, one in zip(before, squares, strict=True)
+    ]
+    joined = jnp.concatenate([jnp.zeros(0), *(one.ravel() for one in sums)])
+    return sums, NormalizeByFeatureState(decay * state.weight + 1, joined)
 
 
-def _divided(g: jax.Array, square: jax.Array) -> jax.Array:
-    """Return a gradient over the root of its squared norms; over 1 where that is 0."""
+def _size(square: jax.Array) -> jax.Array:
+    """Return the root of squared norms; 1 where that is 0."""
     # What is chosen is chosen of a feature, not of each of its gradients: a CPU takes
     # a twentieth of a step of LeNet-300-100 for that.
     size = jnp.sqrt(square)
     size = jnp.where(size == 0, 1.0, size)
     # Squares that overflowed must not turn finite gradients into zeros in silence.
-    size = jnp.where(jnp.isinf(size), jnp.nan, size)
-    return (g.astype(jnp.float32) / size).astype(g.dtype)
+    return jnp.where(jnp.isinf(size), jnp.nan, size)

@@ -63,7 +63,25 @@ def test_nan_stays_visible_in_its_feature_alone():
 def test_state_holds_a_number_per_feature_and_no_weights():
     params = mask_params({"a": {"kernel": jnp.ones((6, 4)), "bias": jnp.ones(4)}})
     state = normalize_by_feature().init(params)
-    assert [leaf.shape for leaf in jax.tree.leaves(state)] == [(), (1, 4)]
+    assert [leaf.shape for leaf in jax.tree.leaves(state)] == [(), (4,)]
+
+
+def test_every_leaf_has_its_own_features():
+    shapes = {"a": (5, 3), "b": (2, 3, 4), "c": (3, 1)}
+    g = [
+        {name: gradients(*shape, seed=seed) for name, shape in shapes.items()}
+        for seed in range(4)
+    ]
+    tx = normalize_by_feature(lambda path, leaf: (0, 2) if path == "b" else -1)
+    state = tx.init(g[0])
+    assert state.squares.shape == (3 + 2 * 4 + 1,)
+    got = []
+    for one in g:
+        updates, state = tx.update(one, state)
+        got.append(updates)
+    for name, axes in {"a": -1, "b": (0, 2), "c": -1}.items():
+        expected = numpy_running([one[name] for one in g], axes, "rms", 0.9)
+        np.testing.assert_allclose([one[name] for one in got], expected, rtol=2e-5)
 
 
 def test_decay_may_be_a_hyperparameter_that_changes():
@@ -75,6 +93,14 @@ def test_decay_may_be_a_hyperparameter_that_changes():
     for one, expected in zip(g, numpy_running(g, -1, "rms", 0.9), strict=True):
         updates, state = update(one, state)
         np.testing.assert_allclose(updates, expected, rtol=2e-5)
+    state.hyperparams["decay"] = jnp.float32(0.5)
+    updates, state = update(g[0], state)
+    # Each square counts by the product of the decays since.
+    counts = np.array([0.9 * 0.9 * 0.5, 0.9 * 0.5, 0.5, 1])
+    squares = np.mean(np.square(np.array([*g, g[0]], np.float64)), 1)
+    mean = counts @ squares / counts.sum()
+    expected = np.asarray(g[0]) / np.sqrt(mean)
+    np.testing.assert_allclose(updates, expected, rtol=2e-5)
     state.hyperparams["decay"] = jnp.float32(0.0)
     updates, _ = update(g[1], state)
     np.testing.assert_allclose(updates, numpy_normalized(g[1], -1, "rms"), rtol=1e-5)
@@ -95,7 +121,7 @@ def test_decay_that_is_no_number_is_refused(decay):
 def test_state_of_other_leaves_is_refused():
     tx = normalize_by_feature()
     state = tx.init({"kernel": jnp.ones((3, 2))})
-    with pytest.raises(ValueError, match="needs the state that its init made"):
+    with pytest.raises(ValueError, match="have 4 features, those of the state 2"):
         tx.update({"kernel": jnp.ones((3, 4))}, state)
     with pytest.raises(TypeError, match="its init made; got EmptyState"):
         tx.update({"kernel": jnp.ones((3, 4))}, optax.EmptyState())
