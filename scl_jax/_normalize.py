@@ -1,7 +1,5 @@
 """The Optax transform that normalizes mask gradients per feature."""
 
-import itertools
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +8,7 @@ import optax
 
 from scl_jax._features import FeatureAxes, axes_tuple, reduced_axes
 from scl_jax._masked import mask_leaves, with_mask_leaves
-from scl_jax._paths import leaf_path
+from scl_jax._paths import is_none, leaf_path
 
 _NAME = "normalize_by_feature"
 
@@ -35,10 +33,11 @@ class NormalizeByFeatureState(NamedTuple):
     """State of `normalize_by_feature`, unless `decay` is 0."""
 
     # The two sums that make a running mean: over the steps, each times `decay` for
-    # every step since. All leaves in one array: one a leaf would cost a GPU one
-    # kernel a leaf.
+    # every step since.
     weight: jax.Array  # shape (), float32: of ones
-    squares: jax.Array  # shape (features,), float32: of squared norms
+    # Of squared norms: for each leaf float32, of the leaf's shape with 1 for the axes
+    # that are no feature axes.
+    squares: tuple[jax.Array, ...]
 
 
 def normalize_by_feature(
@@ -99,8 +98,8 @@ def normalize_by_feature(
       >>> print(updates["kernel"].round(3))
       [[ 1.  1.  0.]
        [-1.  1.  0.]]
-      >>> print(state.squares.shape)
-      (3,)
+      >>> print(state.squares[0].shape)
+      (1, 3)
 
     Reference:
       Tang et al., arXiv 2201.05020, for the idea; the norm, its running mean (measured
@@ -128,8 +127,11 @@ def normalize_by_feature(
         axes = reduced(leaves)  # stateless or not, what does not fit is said here
         if stateless:
             return optax.EmptyState()
-        features = sum(map(_features, [leaf for _, leaf in leaves], axes))
-        zeros = jnp.zeros(features, jnp.float32)
+        shapes = map(_shape, [leaf for _, leaf in leaves], axes)
+        zeros: Any = tuple(jnp.zeros(shape, jnp.float32) for shape in shapes)
+        # optax.tree_map_params asks with a placeholder, in which not even a None is.
+        if not jax.tree.leaves(params, is_leaf=is_none):
+            zeros = jnp.zeros(())
         return NormalizeByFeatureState(jnp.zeros((), jnp.float32), zeros)
 
     def update_fn(updates, state, params=None):
@@ -143,22 +145,20 @@ def normalize_by_feature(
             reduction(jnp.square(g.astype(jnp.float32)), own)
             for g, own in zip(gradients, axes, strict=True)
         ]
-        weight: Any = 1.0
         if not stateless:
             squares, state = _accumulated(squares, state, decay)
-            weight = state.weight
 
         def divided(g, square):
-            return (g.astype(jnp.float32) / _size(square / weight)).astype(g.dtype)
+            return (g.astype(jnp.float32) / _size(square)).astype(g.dtype)
 
         return with_mask_leaves(updates, map(divided, gradients, squares)), state
 
     return optax.GradientTransformation(init_fn, update_fn)
 
 
-def _features(leaf: Any, own: tuple[int, ...]) -> int:
-    """Return the number of a leaf's features."""
-    return math.prod(n for axis, n in enumerate(leaf.shape) if axis not in own)
+def _shape(leaf: Any, own: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of a leaf's norms."""
+    return tuple(1 if axis in own else n for axis, n in enumerate(leaf.shape))
 
 
 def _is_zero(decay: Any) -> bool:
@@ -176,25 +176,25 @@ def _is_zero(decay: Any) -> bool:
 def _accumulated(
     squares: list[jax.Array], state: NormalizeByFeatureState, decay: Any
 ) -> tuple[list[jax.Array], NormalizeByFeatureState]:
-    """Return the running sums of each leaf's squared norms, and the new state."""
+    """Return the running means of each leaf's squared norms, and the new state."""
     if not isinstance(state, NormalizeByFeatureState):
         raise TypeError(
             f"{_NAME}: needs the state that its init made; got {type(state).__name__}"
         )
-    ends = list(itertools.accumulate(one.size for one in squares))
-    features = ends[-1] if ends else 0
-    if state.squares.shape != (features,):
+    shapes, known = ([one.shape for one in x] for x in (squares, state.squares))
+    if shapes != known:
         raise ValueError(
-            f"{_NAME}: needs the state that its init made for these leaves; they have "
-            f"{features} features, those of the state {state.squares.size}"
+            f"{_NAME}: needs the state that its init made for these leaves; their "
+            f"features have the shapes {shapes}, those of the state {known}"
         )
-    before = jnp.split(state.squares, ends)[:-1]  # behind the last leaf there are none
-    sums = [
-        decay * old.reshape(one.shape) + one
-        for old, one in zip(before, squares, strict=True)
-    ]
-    joined = jnp.concatenate([jnp.zeros(0), *(one.ravel() for one in sums)])
-    return sums, NormalizeByFeatureState(decay * state.weight + 1, joined)
+    weight = decay * state.weight + 1
+    # XLA makes one kernel of those that read the same array, but not of those that read
+    # the same scalar: so a GPU launches one for all leaves of a size, and not each its
+    # own. The barrier keeps the array one.
+    factors = jnp.stack([jnp.asarray(decay, jnp.float32), 1 / weight])
+    decay, part = jax.lax.optimization_barrier(factors)
+    sums = [decay * old + x for old, x in zip(state.squares, squares, strict=True)]
+    return [part * x for x in sums], NormalizeByFeatureState(weight, tuple(sums))
 
 
 def _size(square: jax.Array) -> jax.Array:

@@ -38,8 +38,8 @@ def test_without_a_running_mean_it_is_stateless(options):
 def test_init_works_on_shapes():
     shapes, _ = jax.eval_shape(masks_and_gradients)
     assert isinstance(shapes["dense"]["kernel"], jax.ShapeDtypeStruct)
-    squares = normalize_by_feature().init(shapes).squares
-    assert squares.shape == (5,)
+    (squares,) = normalize_by_feature().init(shapes).squares
+    assert squares.shape == (1, 5)
     assert squares.dtype == jnp.float32
     for decay in (0, 0.9):
         with pytest.raises(ValueError, match="out of range for dense/kernel"):

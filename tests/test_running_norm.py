@@ -63,7 +63,7 @@ def test_nan_stays_visible_in_its_feature_alone():
 def test_state_holds_a_number_per_feature_and_no_weights():
     params = mask_params({"a": {"kernel": jnp.ones((6, 4)), "bias": jnp.ones(4)}})
     state = normalize_by_feature().init(params)
-    assert [leaf.shape for leaf in jax.tree.leaves(state)] == [(), (4,)]
+    assert [leaf.shape for leaf in jax.tree.leaves(state)] == [(), (1, 4)]
 
 
 def test_every_leaf_has_its_own_features():
@@ -74,7 +74,7 @@ def test_every_leaf_has_its_own_features():
     ]
     tx = normalize_by_feature(lambda path, leaf: (0, 2) if path == "b" else -1)
     state = tx.init(g[0])
-    assert state.squares.shape == (3 + 2 * 4 + 1,)
+    assert [x.shape for x in state.squares] == [(1, 3), (2, 1, 4), (1, 1)]
     got = []
     for one in g:
         updates, state = tx.update(one, state)
@@ -121,7 +121,10 @@ def test_decay_that_is_no_number_is_refused(decay):
 def test_state_of_other_leaves_is_refused():
     tx = normalize_by_feature()
     state = tx.init({"kernel": jnp.ones((3, 2))})
-    with pytest.raises(ValueError, match="have 4 features, those of the state 2"):
+    with pytest.raises(
+        ValueError,
+        match=r"have the shapes \[\(1, 4\)\], those of the state \[\(1, 2\)\]",
+    ):
         tx.update({"kernel": jnp.ones((3, 4))}, state)
     with pytest.raises(TypeError, match="its init made; got EmptyState"):
         tx.update({"kernel": jnp.ones((3, 4))}, optax.EmptyState())
