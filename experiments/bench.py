@@ -4,9 +4,10 @@ python -m experiments.bench --repeats 9 --json bench.json
 python -m experiments.bench --experiments imagenet_resnet50 --steps 50 --memory
 python -m experiments.bench --experiments imagenet_resnet50 --steps 50 --scaling
 python -m experiments.bench --experiments fashion_mnist_resnet20 --methods gmp rigl
+python -m experiments.bench --experiments imagenet_vit_b16 --batch 64 --kinds scl
 
-SCL is timed with a fixed penalty, with a budget to meet, and with masks at rest
-("frozen"). Printed are medians and the spread of the ratio over the repeats, with the
+SCL is timed with a fixed penalty ("scl"), with a budget to meet, and with masks at rest
+("frozen"), or those of them that `--kinds` names. Printed are medians and the spread of the ratio over the repeats, with the
 floor beside them: experiments/step_cost.py says what of.
 """
 
@@ -28,6 +29,7 @@ from experiments.methods import METHODS
 from experiments.outcome import as_text
 from experiments.record import versions
 from experiments.step_cost import (
+    KINDS,
     add_memory,
     allowed_bytes,
     compare,
@@ -87,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--methods", nargs="+", choices=METHODS, default=[], help="timed, too"
     )
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument(
         "--compute", choices=("float32", "bfloat16"), help="with --experiments"
     )
@@ -168,7 +171,8 @@ def main(argv: Sequence[str]) -> int:
             rows.append(scaling(config, steps, arguments.repeats))
             save(scaling=rows)
             continue
-        rows.append(compare(config, steps, arguments.repeats, arguments.methods))
+        asked = arguments.repeats, arguments.methods, arguments.kinds
+        rows.append(compare(config, steps, *asked))
         save(steps=rows)
         if arguments.memory:
             add_memory(rows[-1], config)

@@ -38,6 +38,7 @@ def compare(
     steps: int,
     repeats: int,
     methods: Sequence[str] = (),
+    kinds: Sequence[str] = KINDS,
 ) -> dict[str, Any]:
     """Compare training steps of SCL, and of other methods, with the dense one.
 
@@ -45,7 +46,9 @@ def compare(
       config: the network, its batch, its precision, the dtype and momentum of masks.
       steps: steps of an epoch; each epoch is timed as one.
       repeats: epochs of each, in turns.
-      methods: those that are timed beside `KINDS`, at the budget's sparsity.
+      methods: those that are timed, too, at the budget's sparsity.
+      kinds: those of `KINDS` that are timed: each is compiled, which of a large
+        network takes minutes.
 
     Returns:
       The row of a table. Of each of `timed`: the median step in microseconds (`us`),
@@ -54,7 +57,7 @@ def compare(
       of its mask state (`mask_bytes`).
     """
     split = random_examples(config, steps)
-    asked = {name: setting(config, name) for name in ("dense", *KINDS, *methods)}
+    asked = {name: setting(config, name) for name in ("dense", *kinds, *methods)}
     timers = [epoch_timer(*one, split) for one in asked.values()]
     times = [[timer() for timer in timers] for _ in range(repeats)]
     timed = {}

@@ -265,7 +265,7 @@ def _step_cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
     for row in rows:
         timed = row["timed"]
         told = ""
-        if "bytes" in timed["scl"]:
+        if "bytes" in timed.get("scl", {}):
             memory, allowed = timed["scl"]["bytes"], allowed_bytes(row)
             told = f"{memory / 1e6:,.1f} of {allowed / 1e6:,.1f} MB"
         cells.append(

@@ -10,6 +10,7 @@ from tiny import Linear
 from experiments import bench, configs
 from experiments.models import MODELS
 from experiments.network import make_network
+from experiments.step_cost import KINDS
 
 IMPORT_SECONDS = bench.import_seconds
 
@@ -29,8 +30,8 @@ def asked(monkeypatch):
     """Time nothing; return what would have been timed."""
     asked = []
 
-    def compare(config, steps, repeats, methods):
-        asked.append((config, steps, repeats, methods))
+    def compare(config, steps, repeats, methods, kinds):
+        asked.append((config, steps, repeats, methods, kinds))
         one = {"us": 1.0, "ratio": 1.0, "spread": [1.0, 1.0]}
         named = {"network": config.model, "batch": 1, "compute": "float32"}
         return {**named, "timed": {"dense": one}, "weights": 1}
@@ -55,16 +56,18 @@ def test_experiments_are_timed_with_their_own_settings(asked, tmp_path):
     rows = written(tmp_path / "bench.json", *chosen)["steps"]
     assert ["bytes" in row["timed"]["dense"] for row in rows] == [False, False]
     own = [configs.load_config(name) for name in chosen[1:]]
-    assert asked == [(config, 300, 2, []) for config in own]
+    assert asked == [(config, 300, 2, [], KINDS) for config in own]
     asked.clear()
     more = ["--batch", "8", "--compute", "bfloat16", "--mask-dtype", "bfloat16"]
     more += ["--mask-momentum", "0", "--memory", "--methods", "gmp", "str"]
+    more += ["--kinds", "frozen", "scl"]
     rows = written(tmp_path / "bench.json", *chosen, *more)["steps"]
     assert ["bytes" in row["timed"]["dense"] for row in rows] == [True, True]
     changes = {"batch_size": 8, "compute": "bfloat16"}
     changes |= {"mask_dtype": "bfloat16", "mask_momentum": 0.0}
     changed = [dataclasses.replace(config, **changes) for config in own]
-    assert asked == [(config, 300, 2, ["gmp", "str"]) for config in changed]
+    lists = ["gmp", "str"], ["frozen", "scl"]
+    assert asked == [(config, 300, 2, *lists) for config in changed]
 
 
 def test_without_experiments_small_networks_are_timed(asked, tmp_path):

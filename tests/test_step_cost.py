@@ -74,6 +74,19 @@ def test_row_holds_medians_and_the_spread_of_the_ratios(monkeypatch):
     assert (row["weights"], row["repeats"]) == (KERNEL, 3)
 
 
+def test_kinds_that_are_not_asked_for_are_not_compiled(monkeypatch):
+    made = []
+
+    def timer(config, method, frozen, split):
+        made.append((method, bool(config.sparsity), frozen))
+        return lambda: 1.0
+
+    monkeypatch.setattr(step_cost, "epoch_timer", timer)
+    row = step_cost.compare(CONFIG, 1, 1, kinds=["frozen"])
+    assert [*row["timed"]] == ["dense", "frozen"]
+    assert made == [("dense", False, False), ("scl", True, True)]
+
+
 @pytest.mark.parametrize(
     ("changes", "masks", "floor"),
     [

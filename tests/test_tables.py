@@ -124,6 +124,10 @@ def test_benchmark_is_a_table_with_what_was_not_timed_left_empty(tmp_path):
         *("lenet5", "64", "28x28", "2.00 ms", "1.250 (1.20 to 1.30)", "1.300", ""),
         *("13.0 MB", "7.0 of 10.0 MB"),  # 5 of dense, 4 of masks, 1 of two a weight
     ]
+    del bench["steps"][0]["timed"]["scl"]
+    (tmp_path / "bench.json").write_text(json.dumps(bench))
+    cells = [c.strip() for c in tables.render(tmp_path).splitlines()[-1].split("|")]
+    assert cells[4:-1] == ["2.00 ms", "", "1.300", "", "13.0 MB", ""]
     (tmp_path / "bench.json").write_text(json.dumps({**bench, "note": "old"}))
     assert "`make bench`; old\n" in tables.render(tmp_path)
 
