@@ -7,8 +7,9 @@ python -m experiments.bench --experiments fashion_mnist_resnet20 --methods gmp r
 python -m experiments.bench --experiments imagenet_vit_b16 --batch 64 --kinds scl
 
 SCL is timed with a fixed penalty ("scl"), with a budget to meet, and with masks at rest
-("frozen"), or those of them that `--kinds` names. Printed are medians and the spread of the ratio over the repeats, with the
-floor beside them: experiments/step_cost.py says what of.
+("frozen"), or those of them that `--kinds` names. Printed are medians and the spread of
+the ratio over the repeats, with the floor beside them: experiments/step_cost.py says
+what of.
 """
 
 import argparse
