@@ -90,7 +90,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--methods", nargs="+", choices=METHODS, default=[], help="timed, too"
     )
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument(
+        "--kinds", nargs="+", choices=KINDS, default=KINDS, help="of SCL"
+    )
     parser.add_argument(
         "--compute", choices=("float32", "bfloat16"), help="with --experiments"
     )
