@@ -137,6 +137,22 @@ class Book:
         """Tell whether all runs of a task were done when the file was last read."""
         return set(task.keys().values()) <= self.content["runs"].keys()
 
+    def tried(self, task: Task, field: str) -> list[Any]:
+        """Return the values of a setting with which runs like a task's are done."""
+
+        def about(stage: str, method: str, settings: Settings | None) -> Settings:
+            others = {k: v for k, v in (settings or {}).items() if k != field}
+            return {**others, "stage": stage, "method": method}
+
+        same = about(task.stage, task.method, task.settings)
+        values = [
+            record["settings"][field]
+            for record in self.content["runs"].values()
+            if field in (record.get("settings") or {})
+            and about(record["stage"], record["method"], record["settings"]) == same
+        ]
+        return list(dict.fromkeys(values))
+
     def records(self, task: Task) -> list[dict[str, Any]]:
         """Return the records of a task that is done, a seed each."""
         return [self.content["runs"][key] for key in task.keys().values()]

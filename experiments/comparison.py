@@ -10,8 +10,7 @@ soon as it is done: what was killed goes on, and `--methods` and `--targets` run
 
 import dataclasses
 import itertools
-import math
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from experiments import configs
 from experiments.book import RESULTS, SCRATCH, Book, Settings, Task, examples
 from experiments.config import Config
 from experiments.outcome import mean_std
+from experiments.search import search
 from experiments.spaces import Comparison
 
 # Of methods that cannot be asked for a sparsity: the setting that it follows from, the
@@ -31,10 +31,8 @@ FOLLOWS = {
 # What a target is of, what is left and what there was: fields of records.
 OF_WEIGHTS = ("nnz", "weights")
 OF_OTHERS = {"scl_macs": ("macs_remaining", "macs")}
-# How far from the connections allowed such a method may end, and in how many tries.
+# How far from the connections allowed such a method may end.
 TOLERANCE = {"validation": 0.1, "test": 0.01}
-TRIES = 12
-MOST = 0.99  # the fields that are searched are below 1
 SEED = 1000  # the first that settings are chosen with; they are not tested
 
 
@@ -137,6 +135,14 @@ def _compared(
             settings,
         )
 
+    def known(stage: str, settings: Settings, field: str) -> dict[float, float]:
+        """Return what was left with each value of a field that has been tried."""
+        tasks = {
+            value: task(stage, {**settings, field: value})
+            for value in book.tried(task(stage, settings), field)
+        }
+        return {v: _left(book.records(t)) for v, t in tasks.items() if book.has(t)}
+
     def placed(stage: str, settings: Settings, first: float | None = None) -> Runs:
         """Bring settings to the target; return them."""
         if method not in FOLLOWS:
@@ -144,14 +150,13 @@ def _compared(
             yield [task(stage, settings)]
             return settings
         field, start = FOLLOWS[method]
-        value = yield from _matched(
-            book,
-            lambda value: task(stage, {**settings, field: value}),
-            1 - target,
-            TOLERANCE[stage],
-            first or start,
-        )
-        return {**settings, field: value}
+        while True:
+            left = known(stage, settings, field)
+            found = search(left, 1 - target, TOLERANCE[stage], first or start)
+            settings = {**settings, field: found.value}
+            if found.settled:
+                return settings
+            yield [task(stage, settings)]
 
     def accuracy(settings: Settings) -> float:
         records = book.records(task("validation", settings))
@@ -169,7 +174,12 @@ def _compared(
     trials = comparison.trials(method)
     found = yield from _together([placed("validation", trial) for trial in trials])
     best = max(found, key=worth)
-    first = best[FOLLOWS[method][0]] if method in FOLLOWS else None
+    first = None
+    if method in FOLLOWS:
+        # Validation is only near the target; start where it says that the target is.
+        field, _ = FOLLOWS[method]
+        left = known("validation", best, field)
+        first = search(left, 1 - target, 0, best[field]).value
     final = yield from placed("test", best, first)
     return {
         "method": method,
@@ -181,35 +191,6 @@ def _compared(
     }
 
 
-def _matched(
-    book: Book,
-    task: Callable[[float], Task],
-    allowed: float,
-    tolerance: float,
-    value: float,
-) -> Runs:
-    """Search the setting with which as large a fraction of the weights is left.
-
-    Args:
-      book: where the runs are.
-      task: from the setting to its runs; the larger it is, the sparser they end.
-      allowed: the fraction of the weights, mean over the runs.
-      tolerance: relative, of that fraction.
-      value: the setting that is tried first, > 0.
-
-    Returns:
-      The first setting within the tolerance, or else the nearest of those tried.
-    """
-    left: dict[float, float] = {}
-    while value not in left and len(left) < TRIES:
-        yield [task(value)]
-        left[value] = _left(book.records(task(value)))
-        if abs(left[value] / allowed - 1) <= tolerance:
-            return value
-        value = min(float(f"{_next(left, allowed):.4g}"), MOST)
-    return min(left, key=lambda value: abs(math.log(left[value] / allowed)))
-
-
 def _left(records: Sequence[dict[str, Any]], of: tuple[str, str] = OF_WEIGHTS) -> float:
     """Return the mean fraction of the weights left, > 0 for logarithms' sake.
 
@@ -219,32 +200,6 @@ def _left(records: Sequence[dict[str, Any]], of: tuple[str, str] = OF_WEIGHTS) -
     remaining, total = of
     left = [(0 if "diverged" in r else r[remaining], r[total]) for r in records]
     return mean_std([max(some, 1) / all_ for some, all_ in left])[0]
-
-
-def _next(left: dict[float, float], allowed: float) -> float:
-    """Return the setting to try next, from what was left with those before."""
-    dense = max((value for value in left if left[value] > allowed), default=None)
-    sparse = min((value for value in left if left[value] <= allowed), default=None)
-    if sparse is None:
-        sparsest = min(left, key=lambda value: left[value])
-        larger = [value for value in left if value > sparsest]
-        if larger:  # too much of it made the network denser again: DST's resets
-            return math.sqrt(sparsest * min(larger))
-    if dense is None or sparse is None:
-        # Rather over the other side than just short of it.
-        end = max(left) if sparse is None else min(left)
-        far = max(left[end] / allowed, allowed / left[end])
-        step = min(max(far**1.5, 1.1), 3)
-        return end * step if sparse is None else end / step
-    if dense >= sparse or left[dense] <= left[sparse]:  # noise: there are several
-        return math.sqrt(dense * sparse)
-    # Between the two, on a line through their logarithms; in the middle if both are
-    # far off, where the line is none. And not on top of either.
-    above, below = (
-        min(abs(math.log(left[value] / allowed)), 1) for value in (dense, sparse)
-    )
-    part = min(max(above / (above + below), 0.1), 0.9)
-    return dense ** (1 - part) * sparse**part
 
 
 def _together(many: Iterable[Runs]) -> Runs:

@@ -1,10 +1,12 @@
 """The search of a comparison for the setting that gives the sparsity asked for."""
 
+import dataclasses
+
 import pytest
 from tiny_comparison import COMPARISON, left, of, put_comparison, put_trials, run
 
 from experiments import book as books
-from experiments import comparison as comparisons
+from experiments import search as searches
 from experiments.train import TrainingError
 
 
@@ -39,6 +41,27 @@ def test_a_method_that_is_not_asked_is_brought_to_the_sparsity_by_its_own_settin
         assert len(tried) == 4
 
 
+def test_what_was_tried_for_other_sparsities_serves(trials, held, tmp_path):
+    targets = (0.5, 0.8, 0.9)
+    held.comparison = dataclasses.replace(COMPARISON, targets=targets)
+    run(tmp_path / "alone", methods=["str"], targets=[0.8])
+    alone = trials_so_far(trials)
+    run(tmp_path, methods=["str"], targets=[0.5, 0.9])
+    before = trials_so_far(trials)
+    content = run(tmp_path, methods=["str"])
+    assert trials_so_far(trials) - before < alone / 2
+    assert all(row["reached"] for row in content["summary"])
+    assert [row["target"] for row in content["summary"]] == list(targets)
+
+
+def test_test_runs_start_where_validation_says_that_the_target_is(trials, tmp_path):
+    run(tmp_path, methods=["str"], targets=[0.9])
+    first = next(c for _, c, *_ in trials.trained if c.validation == 0)
+    # Validation stops within a tenth of 0.1; between two of its values it is nearer.
+    weight = abs(first.mask_initial)
+    assert 0.02 * first.weight_decay**-0.4 * weight == pytest.approx(0.1, rel=0.05)
+
+
 def test_a_sparsity_that_cannot_be_reached_ends_at_the_nearest(
     trials, tmp_path, monkeypatch
 ):
@@ -50,7 +73,7 @@ def test_a_sparsity_that_cannot_be_reached_ends_at_the_nearest(
     assert row["reached"] is False
     assert row["sparsity"] == pytest.approx(0.7)  # |log 0.3/0.1| < |log 0.02/0.1|
     tests = {config.weight_decay for _, config, *_ in trials.trained}
-    assert len(tests) <= 2 * comparisons.TRIES
+    assert len(tests) <= 2 * searches.TRIES
 
 
 def test_a_setting_that_cannot_be_as_sparse_is_not_chosen_for_being_denser(
@@ -99,7 +122,7 @@ def test_search_steps_back_from_what_diverged(trials, tmp_path, monkeypatch):
 def test_search_ends_at_the_most_that_a_setting_may_be(trials, tmp_path, monkeypatch):
     monkeypatch.setitem(globals(), "left", lambda *_: 1 - 1e-3 * trials_so_far(trials))
     row = of(run(tmp_path, methods=["str"], targets=[0.5]), "str", 0.5)
-    assert row["settings"]["weight_decay"] == comparisons.MOST
+    assert row["settings"]["weight_decay"] == searches.MOST
 
 
 def trials_so_far(trials):
