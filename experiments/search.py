@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 MOST = 0.99  # the settings that are searched are below 1
-# Where the search gives up: so many values are known, or so little is between two.
+# Where the search gives up: so many values are known, or one is as near to the next.
 TRIES = 30
-NARROW = math.log(1.005)
+NEAR = 1e-3
 
 
 class Next(NamedTuple):
@@ -52,7 +52,8 @@ def search(
     if abs(left[nearest] / allowed - 1) <= tolerance:
         return Next(nearest, True)
     value = min(float(f"{_towards(left, allowed):.4g}"), MOST)
-    given_up = value in left or len(left) >= TRIES or _is_narrow(left, allowed)
+    known = any(abs(value / one - 1) < NEAR for one in left)
+    given_up = known or len(left) >= TRIES
     return Next(nearest, True) if given_up else Next(value, False)
 
 
@@ -66,13 +67,6 @@ def _around(
         min(dense, key=lambda value: (left[value], -value), default=None),
         max(sparse, key=lambda value: (left[value], -value), default=None),
     )
-
-
-def _is_narrow(left: Mapping[float, float], allowed: float) -> bool:
-    dense, sparse = _around(left, allowed)
-    if dense is None or sparse is None:
-        return False
-    return abs(math.log(dense / sparse)) < NARROW
 
 
 def _towards(left: Mapping[float, float], allowed: float) -> float:
