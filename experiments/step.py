@@ -1,6 +1,7 @@
 """The training step, and many of them in one call: the same for every method."""
 
-import time
+import contextlib
+import threading
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -199,10 +200,20 @@ def make_training(
 def wait_until_ready(x: Any) -> None:
     """Wait for a result, and hear Ctrl-C meanwhile.
 
-    Blocking in the runtime would hold the interrupt back until the end of the scan.
+    Blocking in the runtime would hold the interrupt back until the end of the scan, and
+    by looking now and then the result would be found late: so another thread blocks.
     """
-    while not x.is_ready():
-        time.sleep(0.005)
+    if x.is_ready():
+        return
+    ended = threading.Event()
+
+    def block():
+        with contextlib.suppress(Exception):  # whoever reads the result hears of it
+            x.block_until_ready()
+        ended.set()
+
+    threading.Thread(target=block, daemon=True).start()
+    ended.wait()
 
 
 def slow_in_scan(network: Network) -> bool:
