@@ -13,7 +13,7 @@ import itertools
 import json
 import shutil
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -133,6 +133,27 @@ class Book:
                 return
             time.sleep(WAIT)
 
+    def advance(self, tasks: Iterable[Task], data: Mapping[str, Dataset]) -> bool:
+        """Train the first task that no other process trains, or wait for others.
+
+        Args:
+          tasks: those that are not done.
+          data: by the stage of a task.
+
+        Returns:
+          Whether there were any tasks.
+        """
+        found = False
+        for task in tasks:
+            found = True
+            if self._train(task, data[task.stage]):
+                break
+        else:
+            if found:
+                time.sleep(WAIT)
+        self._read()
+        return found
+
     def has(self, task: Task) -> bool:
         """Tell whether all runs of a task were done when the file was last read."""
         return set(task.keys().values()) <= self.content["runs"].keys()
@@ -157,8 +178,8 @@ class Book:
         """Return the records of a task that is done, a seed each."""
         return [self.content["runs"][key] for key in task.keys().values()]
 
-    def _train(self, task: Task, data: Dataset) -> None:
-        """Train the seeds of a task that no other process is training."""
+    def _train(self, task: Task, data: Dataset) -> bool:
+        """Train the seeds of a task that no other process is training, if any."""
         split = data.test if task.stage == "test" else data.validation
         keys = task.keys()
         # Where the checkpoints are: the same for a process that takes a run over.
@@ -196,6 +217,7 @@ class Book:
                     # What is chosen will be another; the other seeds go on.
                     result = make_diverged(task.config, task.method, begun[-1])
                     self._note(task, result, {"diverged": str(error)})
+        return bool(begun)
 
     def _note_result(self, task: Task, trained: Trained, split: Any) -> None:
         """Write down a training that came to its end."""

@@ -84,16 +84,18 @@ def run_comparison(
     book.open(config, chosen)
     book.save(name=name, comparison=dataclasses.asdict(comparison))
 
-    held_out = examples(config, data_dir)
-    everything = examples(dataclasses.replace(config, validation=0), data_dir)
+    data = {
+        "validation": examples(config, data_dir),
+        "test": examples(dataclasses.replace(config, validation=0), data_dir),
+    }
 
-    def runs(place: tuple[str, float]) -> Runs:
-        return _compared(book, config, comparison, *place)
+    def replayed(place: tuple[str, float]) -> tuple[list[Task], Row | None]:
+        return _replayed(book, _compared(book, config, comparison, *place))
 
-    for tasks in _together(map(runs, asked)):
-        for stage, data in ("validation", held_out), ("test", everything):
-            book.run([task for task in tasks if task.stage == stage], data)
-    rows = [_replayed(book, runs(place)) for place in places]
+    # Asked anew after each task: what to try next depends on all that is known.
+    while book.advance((task for place in asked for task in replayed(place)[0]), data):
+        pass
+    rows = [replayed(place)[1] for place in places]
     book.save(summary=[row for row in rows if row])
 
 
@@ -219,15 +221,16 @@ def _together(many: Iterable[Runs]) -> Runs:
     return [ends[i] for i in range(len(many))]
 
 
-def _replayed(book: Book, runs: Runs) -> Row | None:
-    """Return the row that runs come to, or None if some are not in the book."""
+def _replayed(book: Book, runs: Runs) -> tuple[list[Task], Row | None]:
+    """Return the tasks that must be done for runs to go on, or the row at their end."""
     while True:
         try:
             tasks = next(runs)
         except StopIteration as end:
-            return end.value
-        if not all(book.has(task) for task in tasks):
-            return None
+            return [], end.value
+        missing = [task for task in tasks if not book.has(task)]
+        if missing:
+            return missing, None
 
 
 def summarize(records: Sequence[dict[str, Any]]) -> Row:

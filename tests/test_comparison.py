@@ -1,5 +1,6 @@
 """A comparison: as many trials each, the same sparsity, tested once, resumed."""
 
+import contextlib
 import dataclasses
 
 import numpy as np
@@ -113,6 +114,33 @@ def test_killed_comparison_goes_on_where_it_was(trials, tmp_path, stop_after):
     trials.trained.clear()
     assert run(other) == whole
     assert trials.trained == []
+
+
+def test_a_process_goes_on_with_whatever_no_other_is_training(
+    trials, tmp_path, monkeypatch
+):
+    other = books.Book(
+        tmp_path / "compare_tiny.json", tmp_path / "scratch/compare_tiny"
+    )
+    settings = "learning_rate=0.1 mask_learning_rate=0.001 sparsity=0.5"
+    key = f"validation scl {settings} seed=1001"
+    done = []
+
+    def wait(seconds):
+        done.extend((stage, c.sparsity) for stage, (_, c, *_) in seen())
+        lock.close()
+
+    def seen():
+        return zip(trials.evaluated, trials.trained, strict=True)
+
+    monkeypatch.setattr(books.time, "sleep", wait)
+    with contextlib.ExitStack() as lock:
+        assert lock.enter_context(other._locked(key, wait=False))
+        content = run(tmp_path, methods=["scl"])
+    # It waited when all was done but that run, and the tests that its target is due.
+    assert [done.count(("validation", target)) for target in (0.5, 0.9)] == [7, 8]
+    assert [done.count(("test", target)) for target in (0.5, 0.9)] == [0, 3]
+    assert [row["target"] for row in content["summary"]] == [0.5, 0.9]
 
 
 def test_budget_of_macs_is_reached_if_the_macs_are(trials, held, tmp_path, monkeypatch):

@@ -189,12 +189,17 @@ def test_what_is_said_of_lenet300_is_so():
 def test_what_is_said_of_lenet5_is_so():
     found = leads("lenet5")
     others = {method for method, _ in found}
-    assert others == {"gmp", "gmp_uniform", "magnitude_ste", "rigl", "st3"}
-    for target in (0.9, 0.95, 0.98, 0.99):
+    assert others == {"autoprune", "gmp", "gmp_uniform", "magnitude_ste", "rigl", "st3"}
+    targets = (0.9, 0.95, 0.98, 0.99, 0.995)
+    told = [round(found["autoprune", t][0], 2) for t in targets]
+    assert told == [0.26, -0.05, 0.02, -0.11, -0.26]
+    best = [min((m for m in others), key=lambda m: found[m, t][0]) for t in targets]
+    assert [best[i] for i in (1, 3)] == ["autoprune", "autoprune"]
+    for target in targets[:4]:
         for method in ("st3", "magnitude_ste"):
             assert abs(found[method, target][0]) < 0.105
     assert round(found["st3", 0.995][0], 2) == -0.33
-    behind = [found["gmp", t][0] for t in (0.9, 0.95, 0.98, 0.99, 0.995)]
+    behind = [found["gmp", t][0] for t in targets]
     assert (round(min(behind), 1), round(max(behind), 1)) == (0.1, 0.9)
     book = json.loads((RESULTS / "compare_fashion_mnist_lenet5.json").read_text())
     rows = {(r["method"], r["target"]): r for r in book["summary"]}
@@ -226,6 +231,16 @@ def test_what_is_said_of_budgets_of_macs_is_so():
         for method in ("scl_macs", "gmp_uniform")
     ]
     assert told == [91.5, 91.1, 89.9, 87.0]
+    book = json.loads((RESULTS / "compare_fashion_mnist_resnet20.json").read_text())
+    rows = {(r["method"], r["target"]): r for r in book["summary"]}
+    asked = [(m, t) for t in (0.9, 0.95) for m in ("scl_macs", "gmp_uniform")]
+    tenth, uniform, twentieth, sparser = (rows[one] for one in asked)
+    assert round(100 * (tenth["accuracy"] - uniform["accuracy"]), 1) == 0.1
+    assert tenth["macs_remaining"] < 1.01 * uniform["macs_remaining"]
+    assert round(100 * (twentieth["accuracy"] - sparser["accuracy"]), 1) == 0.4
+    assert twentieth["macs_remaining"] < 1.01 * sparser["macs_remaining"]
+    told = [round(100 * one["accuracy"], 1) for one in (twentieth, sparser)]
+    assert told == [93.3, 92.9]
 
 
 def test_what_is_said_of_resnet20_is_so():
@@ -249,7 +264,7 @@ def test_what_is_said_of_resnet20_is_so():
     worst = [min(lead[0] for lead in at[t].values()) for t in (0.9, 0.95)]
     assert [round(lead, 2) for lead in worst] == [-0.22, -0.06]
     book = json.loads((RESULTS / "compare_fashion_mnist_resnet20.json").read_text())
-    assert len(book["runs"]) == 239
+    assert len(book["runs"]) == 258
     least = {
         row["method"]: round(100 * row["least_density"], 2)
         for row in book["summary"]
