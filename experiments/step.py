@@ -1,7 +1,6 @@
 """The training step, and many of them in one call: the same for every method."""
 
-import contextlib
-import threading
+import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -200,20 +199,12 @@ def make_training(
 def wait_until_ready(x: Any) -> None:
     """Wait for a result, and hear Ctrl-C meanwhile.
 
-    Blocking in the runtime would hold the interrupt back until the end of the scan, and
-    by looking now and then the result would be found late: so another thread blocks.
+    Blocking in the runtime would hold the interrupt back until the end of the scan; in
+    another thread it would abort a process that ends before the scan does. How often is
+    looked is how exactly an epoch can be timed.
     """
-    if x.is_ready():
-        return
-    ended = threading.Event()
-
-    def block():
-        with contextlib.suppress(Exception):  # whoever reads the result hears of it
-            x.block_until_ready()
-        ended.set()
-
-    threading.Thread(target=block, daemon=True).start()
-    ended.wait()
+    while not x.is_ready():
+        time.sleep(0.0005)
 
 
 def slow_in_scan(network: Network) -> bool:

@@ -1,10 +1,5 @@
 """The step of experiments/step.py: its loss, its precision, its buffers."""
 
-import os
-import signal
-import threading
-import time
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -213,46 +208,24 @@ def test_steps_are_compiled_once_and_take_the_buffers_of_the_state(monkeypatch, 
     assert len(set(seen.loss.tolist())) == 4
 
 
-class Pending:
-    """A result that takes some seconds, or is ready; or that fails."""
+def test_interrupt_is_heard_while_the_devices_compute(monkeypatch):
+    class Pending:
+        asked = 0
 
-    def __init__(self, seconds, error=None):
-        self.seconds, self.error = seconds, error
+        def is_ready(self):
+            self.asked += 1
+            return self.asked > 3
 
-    def is_ready(self):
-        return self.seconds == 0
+    def interrupt(seconds):
+        assert seconds <= 1e-3  # a grid on which epochs of a second can be compared
+        raise KeyboardInterrupt
 
-    def block_until_ready(self):
-        time.sleep(self.seconds)
-        if self.error:
-            raise self.error
-
-
-def test_interrupt_is_heard_while_the_devices_compute():
-    hearing = signal.signal(signal.SIGINT, signal.default_int_handler)
-    timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
-    start = time.perf_counter()
-    try:
-        timer.start()
-        with pytest.raises(KeyboardInterrupt):
-            step.wait_until_ready(Pending(5))
-    finally:
-        timer.join()
-        signal.signal(signal.SIGINT, hearing)
-    assert time.perf_counter() - start < 3
-
-
-def test_what_devices_have_computed_is_waited_for_and_no_longer():
-    start = time.perf_counter()
-    step.wait_until_ready(Pending(0))
-    assert time.perf_counter() - start < 0.1
-    step.wait_until_ready(Pending(0.3))
-    assert time.perf_counter() - start >= 0.3
-
-
-def test_failure_on_the_devices_ends_the_wait():
-    # It is raised where the result is read.
-    step.wait_until_ready(Pending(0.1, RuntimeError("out of memory")))
+    pending = Pending()
+    step.wait_until_ready(pending)
+    assert pending.asked == 4
+    monkeypatch.setattr(step.time, "sleep", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        step.wait_until_ready(Pending())
 
 
 def test_convolutions_are_not_scanned_on_a_cpu():
