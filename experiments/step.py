@@ -199,12 +199,12 @@ def make_training(
 def wait_until_ready(x: Any) -> None:
     """Wait for a result, and hear Ctrl-C meanwhile.
 
-    Blocking in the runtime would hold the interrupt back until the end of the scan; in
-    another thread it would abort a process that ends before the scan does. How often is
-    looked is how exactly an epoch can be timed.
+    Blocking in the runtime would hold the interrupt back until the end of the scan. As
+    often as is looked, so exactly are epochs timed; more often, and a CPU that computes
+    is slowed down.
     """
     while not x.is_ready():
-        time.sleep(0.0005)
+        time.sleep(0.002)
 
 
 def slow_in_scan(network: Network) -> bool:
