@@ -15,8 +15,8 @@ CPU cores. The learning rate 0.1 diverges, dense as well as SCL. With it at 0.03
 | 1e-5 | 1.24 % | 90.46 ± 0.08 |
 
 (With norm_decay 0 and pruned_gradient 0, the defaults then.) Side by side with other
-methods, on the test set: results/compare_fashion_mnist_lenet5.json, 508 runs; with 65
-more and 77 of ResNet-20 they took two H100s 16 minutes, under CUDA's MPS.
+methods, on the test set: results/compare_fashion_mnist_lenet5.json; 508 of its runs, 65
+more and 77 of ResNet-20 took two H100s 16 minutes, under CUDA's MPS.
 """
 
 from experiments.config import Config, Study
