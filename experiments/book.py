@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from experiments.config import Config, identity
 from experiments.data import Dataset, load
 from experiments.outcome import Result, make_diverged, make_report, make_result
-from experiments.record import replace_text, versions
+from experiments.record import as_lines, replace_text, versions
 from experiments.train import Trained, TrainingError, train
 
 RESULTS = Path(__file__).parent / "results"
@@ -261,7 +261,7 @@ class Book:
         with self._locked("file"):
             self._read()
             yield
-            replace_text(self.path, json.dumps(self.content, indent=1) + "\n")
+            replace_text(self.path, as_lines(self.content) + "\n")
 
     @contextlib.contextmanager
     def _locked(self, what: str, wait: bool = True) -> Iterator[bool]:

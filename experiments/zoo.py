@@ -21,7 +21,7 @@ from experiments.book import RESULTS
 from experiments.config import Config
 from experiments.data import Dataset, Split, load
 from experiments.models import MODELS, LanguageModel
-from experiments.record import replace_text, versions
+from experiments.record import as_lines, replace_text, versions
 from experiments.train import train
 
 REMAINING = (0.5, 0.1, 0.02, 0.005)  # fractions of the connections
@@ -80,7 +80,7 @@ def run_zoo(
             run = _run(config, _some(config, steps, data_dir))
             content["runs"][key] = {"model": model, "remaining": fraction, **run}
             content["versions"] = versions()
-            replace_text(path, json.dumps(content, indent=1) + "\n")
+            replace_text(path, as_lines(content) + "\n")
             wanted = fraction * run["connections"]
             print(
                 f"{key}: {run['reached']:,} of {run['connections']:,}, "

@@ -41,6 +41,8 @@ def test_a_run_is_trained_once_and_its_key_says_what_it_is(path, trainings):
     assert book.records(TASK) == list(runs.values())
     (record,) = {json.dumps({**one, "seed": 4}) for one in runs.values()}
     assert json.loads(record)["epoch_seconds"] == [0.5, 0.5]
+    lines = path.read_text().splitlines()
+    assert sum(line.startswith(f'"validation {middle} seed=') for line in lines) == 3
 
 
 def test_the_machines_of_all_runs_are_said(path, trainings, monkeypatch):
