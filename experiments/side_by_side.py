@@ -60,7 +60,7 @@ def comparison_cells(rows: Rows, field: str) -> list[list[str]]:
 
 def _cell(row: dict[str, Any], field: str, unit: float) -> str:
     spread = f"{unit * row[field]:,.2f} ± {unit * row[f'{field}_std']:,.2f}"
-    return spread if row["reached"] else f"{spread} (at {100 * row['sparsity']:.1f} %)"
+    return spread if row["reached"] else f"{spread} (at {100 * row['sparsity']:.2f} %)"
 
 
 def lead_cells(books: Sequence[dict[str, Any]]) -> list[list[str]]:

@@ -80,7 +80,7 @@ def test_cell_says_where_a_method_ended_that_did_not_reach_the_sparsity():
     missed = {**row("dst", 0.98, 0.9, 0.4), "reached": False}
     assert comparison_cells([missed], "accuracy")[1] == [
         "DST",
-        "90.00 ± 0.90 (at 60.0 %)",
+        "90.00 ± 0.90 (at 60.00 %)",
     ]
 
 

@@ -33,7 +33,9 @@ CONFIG = dataclasses.replace(
 STUDY = Study(targets=(0.90, 0.95, 0.98), learning_rates=(0.05,))
 COMPARISON = Comparison(
     targets=(0.95, 0.98),
-    spaces=pruning_spaces((0.05,), (2e-4, 5e-4), methods=("scl", "gmp", "str", "rigl")),
+    spaces=pruning_spaces(
+        (0.05,), (2e-4, 5e-4), methods=("scl", "scl_macs", "gmp", "str", "rigl")
+    ),
     seeds=1,
     tested=3,
 )
