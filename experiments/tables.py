@@ -3,7 +3,6 @@
 python -m experiments.tables
 """
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 
 from experiments import configs
 from experiments.book import RESULTS, machines
-from experiments.config import Config
 from experiments.estimators import estimator_cells
 from experiments.models import MODELS
 from experiments.outcome import as_markdown
@@ -136,20 +134,9 @@ def _study(book: dict[str, Any]) -> str:
     return (
         f"**{configs.summary(book['name'])}** {config['epochs']} epochs, {seeds} "
         f"seeds, {machines(book)}; "
-        f"`python -m experiments.study {book['name']}`{figure}{_earlier(config)}\n\n"
+        f"`python -m experiments.study {book['name']}`{figure}\n\n"
         f"{as_markdown(study_cells(rows))}"
     )
-
-
-def _earlier(config: dict[str, Any]) -> str:
-    """Say which defaults of SCL were others when a study was made."""
-    now = {field.name: field.default for field in dataclasses.fields(Config)}
-    others = [
-        f"`{name}` {config[name]:g}"
-        for name in ("norm_decay", "pruned_gradient")
-        if config.get(name, now[name]) != now[name]
-    ]
-    return f"; SCL with the earlier {' and '.join(others)}" if others else ""
 
 
 def _asked(row: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from experiments import tables
-from experiments.tables import _asked, _earlier, study_cells
+from experiments.tables import _asked, study_cells
 
 ROW = {
     "method": "scl",
@@ -83,22 +83,6 @@ def test_cells_are_a_header_and_a_row_each():
 
 def test_table_of_nothing_is_its_header():
     assert len(study_cells([])) == 1
-
-
-@pytest.mark.parametrize(
-    ("config", "said"),
-    [
-        ({}, ""),
-        ({"norm_decay": 0.9, "pruned_gradient": 0.1}, ""),
-        ({"norm_decay": 0.0}, "; SCL with the earlier `norm_decay` 0"),
-        (
-            {"norm_decay": 0.5, "pruned_gradient": 0.0},
-            "; SCL with the earlier `norm_decay` 0.5 and `pruned_gradient` 0",
-        ),
-    ],
-)
-def test_study_with_other_defaults_than_todays_says_which(config, said):
-    assert _earlier(config) == said
 
 
 def timed_row(**more):
