@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 
 from experiments.config import Config, identity
 from experiments.data import Dataset, load
+from experiments.json_lines import as_lines
 from experiments.outcome import Result, make_diverged, make_report, make_result
-from experiments.record import as_lines, replace_text, versions
+from experiments.record import replace_text, versions
 from experiments.train import Trained, TrainingError, train
 
 RESULTS = Path(__file__).parent / "results"

@@ -158,34 +158,6 @@ def replace_text(path: Path, text: str) -> None:
     os.replace(draft, path)
 
 
-def as_lines(content: Any, depth: int = 2) -> str:
-    """Return JSON in which what lies at a depth has a line each.
-
-    So is a change to a book of runs the lines of the runs that are new.
-
-    Example:
-      >>> print(as_lines({"runs": {"a": {"seed": 0}, "b": {"seed": 1}}}))
-      {
-      "runs": {
-      "a": {"seed": 0},
-      "b": {"seed": 1}
-      }
-      }
-    """
-    if not (depth and content and isinstance(content, dict | list)):
-        return json.dumps(content)
-    if isinstance(content, dict):
-        begin, end = "{}"
-        items = [
-            f"{json.dumps(key)}: {as_lines(value, depth - 1)}"
-            for key, value in content.items()
-        ]
-    else:
-        begin, end = "[]"
-        items = [as_lines(value, depth - 1) for value in content]
-    return "\n".join([begin, ",\n".join(items), end])
-
-
 def versions() -> dict[str, Any]:
     """Return what a result depends on: packages, Python, device, commit."""
     device = jax.devices()[0]

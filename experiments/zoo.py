@@ -20,8 +20,9 @@ import jax
 from experiments.book import RESULTS
 from experiments.config import Config
 from experiments.data import Dataset, Split, load
+from experiments.json_lines import as_lines
 from experiments.models import MODELS, LanguageModel
-from experiments.record import as_lines, replace_text, versions
+from experiments.record import replace_text, versions
 from experiments.train import train
 
 REMAINING = (0.5, 0.1, 0.02, 0.005)  # fractions of the connections
