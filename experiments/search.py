@@ -13,6 +13,10 @@ MOST = 0.99  # the settings that are searched are below 1
 # Where the search gives up: so many values are known, or one is as near to the next.
 TRIES = 30
 NEAR = 1e-3
+# More of the setting makes a network denser again, where that leaves so many times what
+# the sparsest does; but a training that diverged, which leaves nothing, tells nothing.
+AGAIN = 2.0
+NOTHING = 1e-5
 
 
 class Next(NamedTuple):
@@ -29,14 +33,16 @@ def search(
 
     Args:
       left: of each value that has been tried, > 0, the fraction of the weights that was
-        left, > 0; the larger a value, the sparser, but for noise.
+        left, > 0; the larger a value, the sparser, but for noise, and up to where more
+        of it makes the network denser again.
       allowed: the fraction that is searched.
       tolerance: how far from it, relative, is near enough.
       first: what to try where nothing is known.
 
     Returns:
       The nearest of those within the tolerance, if there are; the next to try; or the
-      nearest of all, where none is to be expected from another try.
+      nearest of all, where none is to be expected from another try. What is denser
+      again beyond the sparsest is none of them.
 
     Example:
       >>> search({}, 0.1, 0.01, 3e-4)
@@ -48,13 +54,28 @@ def search(
     """
     if not left:
         return Next(first, False)
-    nearest = min(left, key=lambda value: abs(math.log(left[value] / allowed)))
+    falling = _falling(left)
+    nearest = min(falling, key=lambda value: abs(math.log(left[value] / allowed)))
     if abs(left[nearest] / allowed - 1) <= tolerance:
         return Next(nearest, True)
     value = min(float(f"{_towards(left, allowed):.4g}"), MOST)
     known = any(abs(value / one - 1) < NEAR for one in left)
     given_up = known or len(left) >= TRIES
     return Next(nearest, True) if given_up else Next(value, False)
+
+
+def _falling(left: Mapping[float, float]) -> Mapping[float, float]:
+    """Return what is known but for what is denser again beyond the sparsest.
+
+    One of those may leave as much as a value on the way there does, and a line between
+    the two leads nowhere.
+    """
+    finite = [value for value in left if left[value] > NOTHING]
+    if not finite:
+        return left
+    sparsest = min(finite, key=lambda value: left[value])
+    most = AGAIN * left[sparsest]
+    return {v: one for v, one in left.items() if v <= sparsest or one <= most}
 
 
 def _around(
@@ -71,7 +92,7 @@ def _around(
 
 def _towards(left: Mapping[float, float], allowed: float) -> float:
     """Return the value from which the fraction allowed is to be expected."""
-    dense, sparse = _around(left, allowed)
+    dense, sparse = _around(_falling(left), allowed)
     if sparse is None:
         sparsest = min(left, key=lambda value: left[value])
         larger = [value for value in left if value > sparsest]

@@ -41,3 +41,19 @@ def test_an_outlier_far_off_does_not_turn_the_search_away():
     known = {1e-2: 0.12, 2e-2: 0.08, 5e-2: 0.6}
     found = search(known, 0.1, 0.01, 1e-3)
     assert 1e-2 < found.value < 2e-2
+
+
+def test_what_is_denser_again_beyond_the_sparsest_is_passed_over():
+    # DST: from 3e-3 on layers starve and are set back, whatever is left then.
+    falling = {5e-4: 0.15, 2e-3: 0.02}
+    again = {3e-3: 0.3, 4e-3: 0.1, 5e-3: 0.07}
+    assert search(falling | again, 0.1, 0.01, 1e-3) == search(falling, 0.1, 0.01, 1e-3)
+    assert not search(falling | again, 0.1, 0.01, 1e-3).settled
+    # Noise is not: 2.1e-3 is the nearest, though 2e-3 was sparser.
+    assert search(falling | {2.1e-3: 0.03}, 0.03, 0.01, 1e-3) == (2.1e-3, True)
+
+
+def test_training_that_diverged_tells_nothing_of_what_lies_beyond():
+    known = {1e-3: 0.2, 2e-3: 1e-6, 3e-3: 0.1}
+    assert search(known, 0.1, 0.01, 1e-3) == (3e-3, True)
+    assert search({2e-3: 1e-6}, 0.1, 0.01, 1e-3).value < 2e-3
