@@ -119,8 +119,7 @@ def draw_comparison(book: dict[str, Any], path: Path) -> None:
     dense network is a line in a band of one standard deviation. The axis ends where
     SCL's own fall from dense would be twice as deep, and a point below dense at the
     least: what lies lower is in the table alone, so that one collapsed method does not
-    flatten all others into a line. So is what did not reach its sparsity, which may be
-    denser than the point before it.
+    flatten all others into a line. What did not reach its sparsity stands where it is.
 
     Args:
       book: what a comparison wrote, with a summary.
@@ -133,7 +132,7 @@ def draw_comparison(book: dict[str, Any], path: Path) -> None:
 
 
 def _figure(book: dict[str, Any]) -> Figure:
-    rows = [row for row in book["summary"] if row["reached"]]
+    rows = book["summary"]
     runs = book["runs"].values()
     methods = [name for name in NAMES if any(r["method"] == name for r in rows)]
     methods = [name for name in methods if name != "dense"]
