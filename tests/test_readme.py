@@ -1,5 +1,6 @@
 """The README: its code runs, its commands exist, its numbers come from the files."""
 
+import importlib
 import json
 import re
 import tomllib
@@ -363,6 +364,19 @@ def test_what_is_said_of_vit_is_so():
     assert [round(found["gmp", t][0], 2) for t in (0.95, 0.98)] == [-0.17, 0.05]
     assert [round(found["gmp", t][1], 1) for t in (0.95, 0.98)] == [0.3, 0.3]
     assert [round(found["rigl", t][0], 1) for t in (0.95, 0.98)] == [2.2, 3.1]
+
+
+@pytest.mark.parametrize("network", ["resnet20", "vgg16"])
+def test_distance_to_dense_in_the_lab_books_is_that_of_the_files(network):
+    module = importlib.import_module(f"experiments.configs.fashion_mnist_{network}")
+    text = re.search(r"SCL (?:is|with).*?dense.*?\.\n\n", module.__doc__, re.DOTALL)
+    told = re.findall(r"\b\d\.\d\b", text[0])
+    book = json.loads((RESULTS / f"compare_fashion_mnist_{network}.json").read_text())
+    rows = {(r["method"], r["target"]): 100 * r["accuracy"] for r in book["summary"]}
+    below = [rows["dense", 0.0] - a for (m, _), a in rows.items() if m == "scl"]
+    assert told == [f"{one:.1f}" for one in below]
+    kept = [round(100 * (1 - t)) for m, t in rows if m == "scl"]
+    assert re.findall(r"(\d+) %", text[0]) == [f"{one}" for one in kept]
 
 
 def test_what_is_said_of_estimators_is_so():
