@@ -18,7 +18,7 @@ from experiments import configs
 from experiments.book import RESULTS, SCRATCH, Book, Settings, Task, examples
 from experiments.config import Config
 from experiments.outcome import mean_std
-from experiments.search import search
+from experiments.search import NOTHING, search
 from experiments.spaces import Comparison
 
 # Of methods that cannot be asked for a sparsity: the setting that it follows from, the
@@ -194,14 +194,14 @@ def _compared(
 
 
 def _left(records: Sequence[dict[str, Any]], of: tuple[str, str] = OF_WEIGHTS) -> float:
-    """Return the mean fraction of the weights left, > 0 for logarithms' sake.
+    """Return the mean fraction of the weights left, or `NOTHING`.
 
     A run whose numbers did not stay finite has none: more of what makes a network
     sparse would not have saved it.
     """
     remaining, total = of
-    left = [(0 if "diverged" in r else r[remaining], r[total]) for r in records]
-    return mean_std([max(some, 1) / all_ for some, all_ in left])[0]
+    left = [0 if "diverged" in r else r[remaining] / r[total] for r in records]
+    return max(mean_std(left)[0], NOTHING)
 
 
 def _together(many: Iterable[Runs]) -> Runs:

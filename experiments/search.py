@@ -13,10 +13,11 @@ MOST = 0.99  # the settings that are searched are below 1
 # Where the search gives up: so many values are known, or one is as near to the next.
 TRIES = 30
 NEAR = 1e-3
-# More of the setting makes a network denser again, where that leaves so many times what
-# the sparsest does; but a training that diverged, which leaves nothing, tells nothing.
+# More of the setting makes a network denser again where that leaves so many times what
+# the sparsest does.
 AGAIN = 2.0
-NOTHING = 1e-5
+# What is left where trainings diverged: less than one weight of any network.
+NOTHING = 1e-9
 
 
 class Next(NamedTuple):
@@ -33,8 +34,8 @@ def search(
 
     Args:
       left: of each value that has been tried, > 0, the fraction of the weights that was
-        left, > 0; the larger a value, the sparser, but for noise, and up to where more
-        of it makes the network denser again.
+        left, at least `NOTHING`; the larger a value, the sparser, but for noise, and up
+        to where more of it makes the network denser again.
       allowed: the fraction that is searched.
       tolerance: how far from it, relative, is near enough.
       first: what to try where nothing is known.
@@ -58,7 +59,7 @@ def search(
     nearest = min(falling, key=lambda value: abs(math.log(left[value] / allowed)))
     if abs(left[nearest] / allowed - 1) <= tolerance:
         return Next(nearest, True)
-    value = min(float(f"{_towards(left, allowed):.4g}"), MOST)
+    value = min(float(f"{_towards(left, falling, allowed):.4g}"), MOST)
     known = any(abs(value / one - 1) < NEAR for one in left)
     given_up = known or len(left) >= TRIES
     return Next(nearest, True) if given_up else Next(value, False)
@@ -68,7 +69,7 @@ def _falling(left: Mapping[float, float]) -> Mapping[float, float]:
     """Return what is known but for what is denser again beyond the sparsest.
 
     One of those may leave as much as a value on the way there does, and a line between
-    the two leads nowhere.
+    the two leads nowhere. What diverged is no such way: who gets past it may be denser.
     """
     finite = [value for value in left if left[value] > NOTHING]
     if not finite:
@@ -90,9 +91,11 @@ def _around(
     )
 
 
-def _towards(left: Mapping[float, float], allowed: float) -> float:
+def _towards(
+    left: Mapping[float, float], falling: Mapping[float, float], allowed: float
+) -> float:
     """Return the value from which the fraction allowed is to be expected."""
-    dense, sparse = _around(_falling(left), allowed)
+    dense, sparse = _around(falling, allowed)
     if sparse is None:
         sparsest = min(left, key=lambda value: left[value])
         larger = [value for value in left if value > sparsest]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.search import MOST, TRIES, search
+from experiments.search import MOST, NOTHING, TRIES, search
 
 
 def test_between_two_values_a_power_law_is_met_at_once():
@@ -54,6 +54,6 @@ def test_what_is_denser_again_beyond_the_sparsest_is_passed_over():
 
 
 def test_training_that_diverged_tells_nothing_of_what_lies_beyond():
-    known = {1e-3: 0.2, 2e-3: 1e-6, 3e-3: 0.1}
+    known = {1e-3: 0.2, 2e-3: NOTHING, 3e-3: 0.1}
     assert search(known, 0.1, 0.01, 1e-3) == (3e-3, True)
-    assert search({2e-3: 1e-6}, 0.1, 0.01, 1e-3).value < 2e-3
+    assert search({2e-3: NOTHING}, 0.1, 0.01, 1e-3).value < 2e-3
