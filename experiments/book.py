@@ -213,9 +213,9 @@ class Book:
                     for trained in runs:
                         self._note_result(task, trained, split)
                 except TrainingError as error:
-                    if task.stage == "test":
+                    if task.stage == "test" and task.settings is None:
                         raise
-                    # What is chosen will be another; the other seeds go on.
+                    # Chosen will be other settings; the other seeds go on.
                     result = make_diverged(task.config, task.method, begun[-1])
                     self._note(task, result, {"diverged": str(error)})
         return bool(begun)

@@ -123,7 +123,10 @@ def _places(
 def _compared(
     book: Book, config: Config, comparison: Comparison, method: str, target: float
 ) -> Runs:
-    """Choose the settings of a method for a target, test them; return the row."""
+    """Choose the settings of a method for a target, test them; return the row.
+
+    None where a training that was tested diverged and no other setting avoids it.
+    """
     tried = range(SEED, SEED + comparison.seeds)
     tested = range(config.seed, config.seed + comparison.tested)
 
@@ -183,25 +186,33 @@ def _compared(
         left = known("validation", best, field)
         first = search(left, 1 - target, 0, best[field]).value
     final = yield from placed("test", best, first)
+    records = book.records(task("test", final))
+    if _diverged(records):
+        return None
     return {
         "method": method,
         "target": target,
         "settings": final,
         "validation": accuracy(best),
         "reached": method == "dense" or reached("test", final),
-        **summarize(book.records(task("test", final))),
+        **summarize(records),
     }
 
 
 def _left(records: Sequence[dict[str, Any]], of: tuple[str, str] = OF_WEIGHTS) -> float:
     """Return the mean fraction of the weights left, or `NOTHING`.
 
-    A run whose numbers did not stay finite has none: more of what makes a network
-    sparse would not have saved it.
+    Nothing is left where the numbers of one run did not stay finite: more of what makes
+    a network sparse would not have saved it.
     """
+    if _diverged(records):
+        return NOTHING
     remaining, total = of
-    left = [0 if "diverged" in r else r[remaining] / r[total] for r in records]
-    return max(mean_std(left)[0], NOTHING)
+    return max(mean_std([r[remaining] / r[total] for r in records])[0], NOTHING)
+
+
+def _diverged(records: Sequence[dict[str, Any]]) -> bool:
+    return any("diverged" in record for record in records)
 
 
 def _together(many: Iterable[Runs]) -> Runs:

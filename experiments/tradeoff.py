@@ -74,7 +74,8 @@ def _figure(book: dict[str, Any]) -> Figure:
             axes.errorbar(x, y, dy, dx, capsize=4, label=kind, **look)
         log_fractions(axes)
         axes.set(xlabel=f"fraction of {name} remaining", ylabel="test accuracy (%)")
-        axes.legend(fontsize="small")
+        if i == 0:  # of both, and above: curves and the dense line may be anywhere
+            axes.legend(fontsize="small", loc="lower left", bbox_to_anchor=(0, 1))
     axes = figure.add_subplot(grid[:, 1])
     paths = [layer["path"] for layer in tested[0][0]["layers"]]
     order = sorted(range(len(paths)), key=lambda i: _numbered(paths[i]))

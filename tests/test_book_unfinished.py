@@ -58,6 +58,21 @@ def test_training_that_diverges_where_it_is_tested_is_an_error(path, trainings):
     assert [run["seed"] for run in read(path)["runs"].values()] == [4]
 
 
+def test_tested_training_that_diverges_is_noted_where_others_can_be_chosen(
+    path, trainings
+):
+    diverge(trainings, [5])
+    tested = TASK._replace(stage="test", settings={"penalty": 0.1})
+    book = opened(path)
+    book.run([tested], DATA)
+    records = book.records(tested)
+    assert [record.get("diverged") for record in records] == [
+        None,
+        "seed 5 is not finite",
+        None,
+    ]
+
+
 # Killed
 
 

@@ -184,7 +184,9 @@ def test_what_is_said_of_resnet20_is_so():
     found = leads("resnet20")
     others = {method for method, _ in found}
     six = {"autoprune", "gmp", "gmp_uniform", "magnitude_ste", "rigl", "st3"}
-    assert others == six | {"str"}
+    assert others == six | {"str", "dst"}
+    assert [t for m, t in found if m == "dst"] == [0.9, 0.95]
+    assert round(found["dst", 0.95][0], 2) == 0.16
     at = {t: {m: v for (m, u), v in found.items() if u == t} for _, t in found}
     ahead, std = at[0.99]["gmp"]
     assert round(ahead, 1) == 0.7
@@ -224,6 +226,23 @@ def test_what_is_said_of_resnet20_is_so():
     }
     told = {"st3": 0.0, "magnitude_ste": 0.06, "gmp": 0.17, "scl": 0.31}
     assert {method: least[method] for method in told} == told
+
+
+def test_what_is_said_of_dst_on_resnet20_is_so():
+    tests = {}  # penalty -> what is left, accuracy, of each seed
+    for run in book_of("resnet20")["runs"].values():
+        if (run["method"], run["stage"]) == ("dst", "test"):
+            tried = tests.setdefault(run["settings"]["penalty"], [])
+            tried.append((run["nnz"] / run["weights"], run["accuracy"]))
+    assert sum(len(tried) for tried in tests.values()) == 30
+    accuracies = {penalty: np.transpose(tried)[1] for penalty, tried in tests.items()}
+    low = [np.sum(found < found.max() - 0.07) for found in accuracies.values()]
+    assert sum(low) == 11
+    settings = rows_of("resnet20")["dst", 0.9]["settings"]
+    bad, worse, good = sorted(100 * accuracies[settings["penalty"]])
+    assert (round(bad), round(worse), round(good, 1)) == (85, 85, 93.7)
+    left, accuracy = 100 * np.mean(tests[3.306e-5], 0)
+    assert (round(left, 1), round(accuracy, 1)) == (9.4, 93.7)
 
 
 def test_what_is_said_of_vgg16_is_so():
@@ -266,6 +285,17 @@ def test_distance_to_dense_in_the_lab_books_is_that_of_the_files(network):
     assert told == [f"{100 * (dense - one):.1f}" for one in own.values()]
     kept = [round(100 * (1 - target)) for target in own]
     assert re.findall(r"(\d+) %", text[0]) == [f"{one}" for one in kept]
+
+
+def test_what_the_lab_book_says_of_budgets_of_macs_is_so():
+    path = RESULTS / "pareto" / "fashion_mnist_resnet20" / "pareto.json"
+    told = {
+        row["budget"]["weigh"]: f"{100 * row['accuracy']:.2f} %"
+        for row in json.loads(path.read_text())["summary"]
+        if row["target"] == 0.95 and row["budget"]["costs"] == "macs"
+    }
+    text = importlib.import_module("experiments.configs.fashion_mnist_resnet20").__doc__
+    assert re.findall(r"93\.\d\d %", text) == [told[True], told[False]]
 
 
 def test_what_is_said_of_estimators_is_so():

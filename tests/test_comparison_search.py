@@ -110,19 +110,50 @@ def test_search_goes_back_where_more_makes_the_network_denser_again(
     assert row["sparsity"] == pytest.approx(0.9, abs=1e-3)
 
 
-def test_search_steps_back_from_what_diverged(trials, tmp_path, monkeypatch):
+def diverge(trials, monkeypatch, where):
     def train(config, *others, **more):
         for trained in trials.train(config, *others, **more):
-            if config.weight_decay > 0.008:
+            if where(config, trained.seed):
                 raise TrainingError("no longer finite")
             yield trained
 
     monkeypatch.setattr(books, "train", train)
+
+
+def test_search_steps_back_from_what_diverged(trials, tmp_path, monkeypatch):
+    diverge(trials, monkeypatch, lambda config, seed: config.weight_decay > 0.008)
     content = run(tmp_path, methods=["str"], targets=[0.5])
     assert any("diverged" in record for record in content["runs"].values())
     row = of(content, "str", 0.5)
     assert row["reached"] is True
     assert row["settings"]["weight_decay"] < 0.008
+
+
+def test_search_steps_back_where_one_that_was_tested_diverged(
+    trials, tmp_path, monkeypatch
+):
+    diverge(
+        trials,
+        monkeypatch,
+        lambda config, seed: config.weight_decay > 8e-3 and seed == 1,
+    )
+    content = run(tmp_path, methods=["str"], targets=[0.5, 0.9])
+    assert of(content, "str", 0.5)["reached"] is True
+    # What would be sparse enough diverged: the nearest of what did not.
+    row = of(content, "str", 0.9)
+    assert row["reached"] is False
+    assert row["settings"]["weight_decay"] == pytest.approx(0.008, rel=0.02)
+
+
+def test_method_whose_test_diverged_has_no_row(trials, tmp_path, monkeypatch):
+    diverge(
+        trials, monkeypatch, lambda config, seed: trials.method == "gmp" and seed == 1
+    )
+    content = run(tmp_path, targets=[0.5])
+    assert {row["method"] for row in content["summary"]} == {"dense", "scl", "str"}
+    before = trials_so_far(trials)
+    assert run(tmp_path, targets=[0.5]) == content
+    assert trials_so_far(trials) == before  # it is not tried again
 
 
 def test_search_ends_at_the_most_that_a_setting_may_be(trials, tmp_path, monkeypatch):

@@ -120,7 +120,7 @@ def test_budgets_of_each_kind_are_a_series_with_its_label(axes):
     (first, _), (second, _) = drawn.values()
     np.testing.assert_allclose(first, [(110 / 400, 91.0)])
     np.testing.assert_allclose(second, [(30 / 400, 83.0), (320 / 400, 94.5)])
-    legend = _figure(to_budgets()).axes[axes].get_legend()
+    legend = _figure(to_budgets()).axes[0].get_legend()  # of both
     assert [text.get_text() for text in legend.get_texts()] == ["dense", *drawn]
 
 
