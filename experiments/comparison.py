@@ -55,6 +55,9 @@ def run_comparison(
 ) -> None:
     """Run a comparison, or what is missing of it, and write down what it came to.
 
+    What diverges is written down as such, and is no reason to stop: the search of a
+    sparsity steps back from it, and a method without a search has no row there.
+
     Args:
       name: of the experiment.
       methods: those to run; all of its comparison by default.
