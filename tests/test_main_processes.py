@@ -10,7 +10,16 @@ import time
 
 import numpy as np
 import pytest
-from command_line import NAME, ROOT, RUN, contents, lines, said, signal_when_logged
+from command_line import (
+    NAME,
+    ROOT,
+    RUN,
+    compiled_once,
+    contents,
+    lines,
+    said,
+    signal_when_logged,
+)
 
 from experiments import main as entry
 from experiments import train
@@ -24,6 +33,14 @@ HEARING = (
     "runpy.run_module('experiments.main', run_name='__main__', alter_sys=True)"
 )
 SHORT = ["--epochs", "8", "--seeds", "1", "--checkpoint-every", "0", "--devices", "1"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in compiled_once(tmp_path_factory.mktemp("compiled")).items():
+            patch.setenv(name, value)  # not for JAX in here, which has read them
+        yield
 
 
 # Interrupted

@@ -10,7 +10,7 @@ import scl_jax
 from experiments.recipes.__main__ import PAGE, changes, names, render
 
 NAMES = names()
-MOST_LINES, STEPS, LEFT = 5, 240, 0.1
+MOST_LINES, STEPS, LEFT = 5, 160, 0.1
 
 
 @pytest.mark.parametrize("name", NAMES)

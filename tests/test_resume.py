@@ -16,10 +16,10 @@ import sys
 import time
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from command_line import compiled_once
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
@@ -86,13 +86,11 @@ def dataset(held_out=20):
     return Dataset(examples(60, 0), examples(held_out, 1), NO_EXAMPLES)
 
 
-def run_as_script(out, folder, cache, changes="{}"):
+def run_as_script(out, folder, changes="{}"):
     """Train all seeds, and write what came of it."""
     config = dataclasses.replace(CONFIG, **json.loads(changes))
     logging.getLogger("experiments").addHandler(logging.StreamHandler())
     logging.getLogger("experiments").setLevel(logging.INFO)
-    jax.config.update("jax_compilation_cache_dir", cache)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     MODELS["lenet5"] = Tiny
     where = Path(folder) if folder else None
     arrays, epochs = {}, []
@@ -122,7 +120,12 @@ def without_seconds(history):
 
 
 def start(*command, log):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    """Start Python; what starts with the same log compiles a program but once."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        **compiled_once(log.with_name("compiled")),
+    }
     with log.open("a") as file:
         return subprocess.Popen(
             [sys.executable, *map(str, command)],
@@ -170,12 +173,12 @@ def killed_in_saving(process, folder, count, delay):
 
 def test_a_run_killed_at_random_moments_ends_as_if_it_was_not(tmp_path):
     chance, log = random.Random(1), tmp_path / "log"
-    folder, cache = tmp_path / "checkpoints", tmp_path / "compiled"
+    folder = tmp_path / "checkpoints"
     never, killed = (tmp_path / f"{name}.npz" for name in ("never", "killed"))
     # How far a run gets before a kill is the machine's: 90 looks are for the quick.
     changes = json.dumps({"seeds": 3})
-    run = [__file__, killed, folder, cache, changes]
-    assert start(__file__, never, "", cache, changes, log=log).wait(120) == 0
+    run = [__file__, killed, folder, changes]
+    assert start(__file__, never, "", changes, log=log).wait(120) == 0
     in_saving = 0
     for kill in range(12):
         process = start(*run, log=log)
@@ -200,12 +203,12 @@ def test_a_run_killed_at_random_moments_ends_as_if_it_was_not(tmp_path):
 
 
 def test_a_run_to_a_budget_killed_in_its_schedule_ends_as_if_it_was_not(tmp_path):
-    log, folder, cache = (tmp_path / name for name in ("log", "kept", "compiled"))
+    log, folder = tmp_path / "log", tmp_path / "kept"
     never, killed = (tmp_path / f"{name}.npz" for name in ("never", "killed"))
     # 70 steps: the budget falls up to step 26, and the masks rest from 52 on.
     changes = json.dumps({"sparsity": 0.8, "seeds": 1})
-    run = [__file__, killed, folder, cache, changes]
-    undisturbed = start(__file__, never, "", cache, changes, log=log)
+    run = [__file__, killed, folder, changes]
+    undisturbed = start(__file__, never, "", changes, log=log)
     process = start(*run, log=log)
     assert killed_in_saving(process, folder, 3, 0), log.read_text()
     assert undisturbed.wait(120) == 0
@@ -224,7 +227,7 @@ def test_a_run_to_a_budget_killed_in_its_schedule_ends_as_if_it_was_not(tmp_path
 
 SMALL = [
     # Long enough for a busy machine to see a checkpoint being written before the end.
-    *("-m", "experiments.main", "mnist5k_lenet300", "--epochs", "12", "--seeds", "1"),
+    *("-m", "experiments.main", "mnist5k_lenet300", "--epochs", "6", "--seeds", "1"),
     *("--batch-size", "700", "--validation", "500"),
     *("--look-every", "2", "--checkpoint-every", "0", "--out"),
 ]
