@@ -7,17 +7,20 @@
 The sources are notebooks/*.py (jupytext py:percent). Each has a .ipynb beside it, for
 those who read it in a browser: the same cells, committed without outputs.
 
-Names choose notebooks, `budget` for notebooks/budget.py; all are run by default. With
---pictures the PNG files that they leave in their working folder are kept.
+Names choose notebooks, `budget` for notebooks/budget.py; all are run by default. They
+run beside each other, in their full size one after the other. With --pictures the PNG
+files that they leave in their working folder are kept.
 """
 
 import argparse
+import multiprocessing
 import os
 import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import jupytext
@@ -122,18 +125,36 @@ def main(
     if pictures is not None:
         # Before minutes are spent on what could not be kept.
         pictures.mkdir(parents=True, exist_ok=True)
-    for source in sources:
-        start = time.monotonic()
+    full = bool(os.environ.get("FULL"))  # it may be on a GPU, which one of them fills
+    workers = 1 if full else min(os.cpu_count() or 1, max(len(sources), 1))
+    # Not forked: who calls this may have threads, as JAX has.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context) as pool:
+        runs = [pool.submit(_run, source, pictures) for source in sources]
         try:
-            check_pair(source)
-            kept = execute(source, pictures)
-        except NotebookError as error:
-            failures.append(str(error))
-        else:
-            words = ["ok", f"{time.monotonic() - start:.0f} s", *kept]
-            print(f"{source.name}: {', '.join(words)}", flush=True)
+            for run in as_completed(runs):
+                if isinstance(error := run.exception(), NotebookError):
+                    failures.append(str(error))
+                else:
+                    print(run.result(), flush=True)
+        except KeyboardInterrupt:
+            # In each of them nbclient takes it for itself, and goes on waiting.
+            for child in multiprocessing.active_children():
+                child.kill()
+            raise
     if failures:
-        sys.exit("\n".join(failures))
+        sys.exit("\n".join(sorted(failures)))
+
+
+def _run(source: Path, pictures: Path | None) -> str:
+    """Check and execute a notebook; return what to say of it."""
+    # Others may be on the same GPU, of which JAX would take most at once.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    start = time.monotonic()
+    check_pair(source)
+    kept = execute(source, pictures)
+    words = ["ok", f"{time.monotonic() - start:.0f} s", *kept]
+    return f"{source.name}: {', '.join(words)}"
 
 
 def command_line(argv: Sequence[str], folder: Path = FOLDER) -> None:

@@ -1,10 +1,12 @@
 """What `make notebooks` refuses; the notebooks themselves are not run here."""
 
+import shutil
+
 import jupytext
 import nbformat
 import pytest
 
-from experiments.notebooks import command_line, main
+from experiments.notebooks import command_line, execute, main
 
 SOURCE = """# %% [markdown]
 # # Title
@@ -150,5 +152,45 @@ def test_cells_have_ten_minutes_but_for_the_full_size(
     write(tmp_path, SOURCE)
     monkeypatch.setenv("FULL", full)
     monkeypatch.setattr("experiments.notebooks.nbclient.NotebookClient", Client)
-    main(tmp_path)
+    assert execute(tmp_path / "one.py") == []
     assert given == [seconds]
+
+
+WAITS = """# %%
+import pathlib, time
+(pathlib.Path({folder!r}) / {name!r}).touch()
+end = time.monotonic() + {seconds}
+while not (pathlib.Path({folder!r}) / {other!r}).exists():
+    assert time.monotonic() < end, "alone"
+    time.sleep(0.01)
+"""
+
+
+def test_notebooks_run_beside_each_other_but_for_the_full_size(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("experiments.notebooks.os.cpu_count", lambda: 2)
+    met = tmp_path / "met"
+    for seconds, full in ((60, ""), (1, "1")):
+        monkeypatch.setenv("FULL", full)
+        shutil.rmtree(met, ignore_errors=True)
+        met.mkdir()
+        for name, other in (("one", "two"), ("two", "one")):
+            words = {"folder": str(met), "seconds": seconds}
+            write(tmp_path, WAITS.format(**words, name=name, other=other), name=name)
+        if full:  # the second finds what the first has left
+            with pytest.raises(SystemExit, match="alone"):
+                main(tmp_path)
+            assert capsys.readouterr().out.startswith("two.py: ok")
+        else:
+            main(tmp_path)
+            told = sorted(capsys.readouterr().out.splitlines())
+            assert [line[:10] for line in told] == ["one.py: ok", "two.py: ok"]
+
+
+def test_every_failure_is_told_in_the_order_of_the_names(tmp_path):
+    for name in ("two", "three", "one"):
+        write(tmp_path, f"# %%\nprint({name!r})\nx / 0\n", name=name)
+    told = refusal(tmp_path)
+    places = [told.index(f"{name}.py: ") for name in ("one", "three", "two")]
+    assert places == sorted(places)
