@@ -215,7 +215,7 @@ class Book:
                 except TrainingError as error:
                     if task.stage == "test" and task.settings is None:
                         raise
-                    # Chosen will be other settings; the other seeds go on.
+                    # Other settings are chosen, or none is shown; other seeds go on.
                     result = make_diverged(task.config, task.method, begun[-1])
                     self._note(task, result, {"diverged": str(error)})
         return bool(begun)

@@ -125,8 +125,8 @@ def main(
     if pictures is not None:
         # Before minutes are spent on what could not be kept.
         pictures.mkdir(parents=True, exist_ok=True)
-    full = bool(os.environ.get("FULL"))  # it may be on a GPU, which one of them fills
-    workers = 1 if full else min(os.cpu_count() or 1, max(len(sources), 1))
+    # The full size may be on a GPU, which one of them fills.
+    workers = 1 if os.environ.get("FULL") else os.cpu_count()
     # Not forked: who calls this may have threads, as JAX has.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context) as pool:
@@ -138,7 +138,7 @@ def main(
                 else:
                     print(run.result(), flush=True)
         except KeyboardInterrupt:
-            # In each of them nbclient takes it for itself, and goes on waiting.
+            # nbclient takes it for itself in each of them, and the next would begin.
             for child in multiprocessing.active_children():
                 child.kill()
             raise

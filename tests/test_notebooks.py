@@ -1,6 +1,12 @@
 """What `make notebooks` refuses; the notebooks themselves are not run here."""
 
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import jupytext
 import nbformat
@@ -8,6 +14,7 @@ import pytest
 
 from experiments.notebooks import command_line, execute, main
 
+ROOT = Path(__file__).parents[1]
 SOURCE = """# %% [markdown]
 # # Title
 
@@ -186,6 +193,54 @@ def test_notebooks_run_beside_each_other_but_for_the_full_size(
             main(tmp_path)
             told = sorted(capsys.readouterr().out.splitlines())
             assert [line[:10] for line in told] == ["one.py: ok", "two.py: ok"]
+
+
+def test_ctrl_c_ends_all_and_leaves_no_kernel(tmp_path):
+    note = tmp_path / "kernel"
+    source = f"""# %%
+import os, pathlib, time
+pathlib.Path({str(note)!r}).write_text(str(os.getpid()))
+time.sleep(300)
+"""
+    for name in ("one", "two"):  # of which the second waits
+        write(tmp_path, source, name=name)
+    # Where tests run in the background, SIGINT is ignored from the start.
+    hearing = (
+        "import pathlib, signal, sys; from experiments.notebooks import main\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "if __name__ == '__main__': main(pathlib.Path(sys.argv[1]))"
+    )
+    script = tmp_path / "hearing" / "run.py"
+    script.parent.mkdir()
+    script.write_text(hearing)
+    command = [sys.executable, str(script), str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "FULL": "1"}
+    process = subprocess.Popen(
+        command, env=environment, start_new_session=True, stderr=subprocess.DEVNULL
+    )
+    try:
+        within(60, lambda: note.exists() and note.read_text())
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(20) != 0
+        within(20, lambda: gone(int(note.read_text())))
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def within(seconds, true):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def gone(pid):
+    """Tell whether a process has ended; one that nobody waits for has, too."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
 
 
 def test_every_failure_is_told_in_the_order_of_the_names(tmp_path):
