@@ -16,6 +16,8 @@ NEAR = 1e-3
 # More of the setting makes a network denser again where that leaves so many times what
 # the sparsest does.
 AGAIN = 2.0
+# Next to the sparsest what is left is up to the seeds, and no longer to the setting.
+FLAT = 0.01
 # What is left where trainings diverged: less than one weight of any network.
 NOTHING = 1e-9
 
@@ -100,7 +102,8 @@ def _towards(
         sparsest = min(left, key=lambda value: left[value])
         larger = [value for value in left if value > sparsest]
         if larger:  # too much of it made the network denser again: DST's resets
-            return math.sqrt(sparsest * min(larger))
+            flat = min(larger) / sparsest - 1 < FLAT
+            return sparsest if flat else math.sqrt(sparsest * min(larger))
     if dense is None or sparse is None:
         # Rather over the other side than just short of it.
         end = max(left) if sparse is None else min(left)

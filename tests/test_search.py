@@ -24,7 +24,7 @@ def test_the_nearest_within_the_tolerance_is_settled_for():
 @pytest.mark.parametrize(
     "known",
     [
-        {3e-3: 0.012, 3.002e-3: 0.3},  # denser again with hardly more
+        {3e-3: 0.012, 3.02e-3: 0.3},  # denser again with hardly more
         {3e-3: 0.3, 3.002e-3: 0.002},  # a jump
         {MOST: 0.3},  # there is no more of it
         {1e-3 * 1.2**i: 0.3 for i in range(TRIES)},
@@ -51,6 +51,11 @@ def test_what_is_denser_again_beyond_the_sparsest_is_passed_over():
     assert not search(falling | again, 0.1, 0.01, 1e-3).settled
     # Noise is not: 2.1e-3 is the nearest, though 2e-3 was sparser.
     assert search(falling | {2.1e-3: 0.03}, 0.03, 0.01, 1e-3) == (2.1e-3, True)
+
+
+def test_denser_again_with_more_is_looked_into_down_to_a_percent():
+    known = {3e-3: 0.012, 3.1e-3: 0.3}
+    assert 3e-3 < search(known, 0.01, 0.01, 1e-3).value < 3.1e-3
 
 
 def test_training_that_diverged_tells_nothing_of_what_lies_beyond():
