@@ -294,7 +294,7 @@ def test_what_is_said_of_vit_is_so():
     assert told == [(2, 90.0), (5, 89.9)]
 
 
-@pytest.mark.parametrize("network", ["resnet20", "vgg16"])
+@pytest.mark.parametrize("network", ["resnet20", "vgg16", "vit_ti4"])
 def test_distance_to_dense_in_the_lab_books_is_that_of_the_files(network):
     module = importlib.import_module(f"experiments.configs.fashion_mnist_{network}")
     text = re.search(r"SCL (?:is|with).*?dense.*?\.\n\n", module.__doc__, re.DOTALL)

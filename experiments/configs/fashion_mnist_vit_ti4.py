@@ -1,10 +1,15 @@
 """A small vision transformer with patches of 4x4 on Fashion-MNIST.
 
     make train CONFIG=fashion_mnist_vit_ti4
+    python -m experiments.study fashion_mnist_vit_ti4 --compare --jobs 6
 
-2,659,200 kernel weights. AdamW and warm-up as vision transformers need them; for a GPU.
-The features of query, key and value are (head, unit) pairs. Learning rates: not
-chosen, not run.
+2,659,200 kernel weights; 30 epochs in bfloat16, for a GPU. AdamW and warm-up as vision
+transformers need them. The features of query, key and value are (head, unit) pairs.
+Side by side with other methods, on the test set:
+results/compare_fashion_mnist_vit_ti4.json; SCL is 1.2 points below dense with 5 % of
+the weights, and 2.0 with 2 %.
+
+The learning rate, 1e-3, was not chosen: no other was tried.
 """
 
 from experiments.config import Config, Study
