@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import json
 import shutil
+import sys
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -249,6 +250,7 @@ class Book:
             self.content["runs"][key] = {**record, **machine}
         print(
             f"{key}: accuracy {result.accuracy:.4f}, sparsity {result.sparsity:.4f}",
+            file=sys.stderr,  # stdout is for what they all come to
             flush=True,
         )
 

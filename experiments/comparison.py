@@ -52,8 +52,8 @@ def run_comparison(
     data_dir: str | None = None,
     folder: Path = RESULTS,
     scratch: Path = SCRATCH,
-) -> None:
-    """Run a comparison, or what is missing of it, and write down what it came to.
+) -> list[Row]:
+    """Run a comparison, or what is missing of it; write down what it came to.
 
     What diverges is written down as such, and is no reason to stop: the search of a
     sparsity steps back from it, and a method without a search has no row there.
@@ -65,6 +65,9 @@ def run_comparison(
       data_dir: folder of prepared TFDS data sets.
       folder: where the results are.
       scratch: where checkpoints are.
+
+    Returns:
+      A row for each pair of method and target of the comparison whose runs are done.
 
     Raises:
       ComparisonError: if the experiment has no comparison, a method or target is not
@@ -98,8 +101,9 @@ def run_comparison(
     # Asked anew after each task: what to try next depends on all that is known.
     while book.advance((task for place in asked for task in replayed(place)[0]), data):
         pass
-    rows = [replayed(place)[1] for place in places]
-    book.save(summary=[row for row in rows if row])
+    rows = [row for place in places if (row := replayed(place)[1])]
+    book.save(summary=rows)
+    return rows
 
 
 def _places(

@@ -131,7 +131,9 @@ def main(argv: Sequence[str]) -> int:
     add_jobs(parser)
     arguments = parser.parse_args(argv)
     if arguments.jobs > 1:
-        return share("experiments.estimators", argv, arguments.jobs)
+        code = share("experiments.estimators", argv, arguments.jobs)
+        if code:
+            return code
     rows = run_estimators(arguments.name, data_dir=arguments.data_dir)
     print(as_text(estimator_cells(rows)))
     return 0

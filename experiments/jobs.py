@@ -24,6 +24,9 @@ def _count(text: str) -> int:
 def share(module: str, argv: Sequence[str], jobs: int) -> int:
     """Run a module as several processes with the same arguments.
 
+    What each prints at its end is dropped, for the caller to print it once; progress is
+    on stderr.
+
     Returns:
       The worst exit code; that of a process that was killed is negative.
     """
@@ -33,7 +36,9 @@ def share(module: str, argv: Sequence[str], jobs: int) -> int:
     running = []
     try:
         for _ in range(jobs):
-            running.append(subprocess.Popen(command, env=environment))
+            running.append(
+                subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+            )
         return max((one.wait() for one in running), key=abs)
     finally:
         for one in running:

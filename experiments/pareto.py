@@ -119,7 +119,9 @@ def main(argv: Sequence[str]) -> int:
     add_jobs(parser)
     arguments = parser.parse_args(argv)
     if arguments.jobs > 1:
-        return share("experiments.pareto", argv, arguments.jobs)
+        code = share("experiments.pareto", argv, arguments.jobs)
+        if code:
+            return code
     run_pareto(
         arguments.name,
         arguments.out or Path("runs") / "pareto" / arguments.name,

@@ -23,7 +23,9 @@ from experiments.comparison import ComparisonError, run_comparison
 from experiments.config import Config, Study
 from experiments.data import Dataset
 from experiments.jobs import add_jobs, share
-from experiments.outcome import mean_std
+from experiments.outcome import as_text, mean_std
+from experiments.side_by_side import comparison_cells
+from experiments.tables import study_cells
 from experiments.train import config_seeds
 
 
@@ -33,8 +35,8 @@ def run_study(
     data_dir: str | None = None,
     folder: Path = RESULTS,
     scratch: Path = SCRATCH,
-) -> None:
-    """Run a study, or what is missing of it, and write down what it came to.
+) -> list[dict[str, Any]]:
+    """Run a study, or what is missing of it; write down and return what it came to.
 
     On the validation split, dense chooses its learning rate, and so does SCL for each
     target sparsity, which it is given as its budget; or, where the study has
@@ -67,11 +69,11 @@ def run_study(
     tasks = [(None, test("dense", settings)) for settings in _unique([*same, dense])]
     tasks += [(target, test("scl", settings)) for target, settings in scl.items()]
     book.run([task for _, task in tasks], everything)
-    book.save(
-        summary=[
-            summarize(task.method, target, book.records(task)) for target, task in tasks
-        ]
-    )
+    rows = [
+        summarize(task.method, target, book.records(task)) for target, task in tasks
+    ]
+    book.save(summary=rows)
+    return rows
 
 
 def _choose(
@@ -185,19 +187,23 @@ def main(argv: Sequence[str]) -> int:
     if (arguments.methods or arguments.targets) and not arguments.compare:
         parser.error("--methods and --targets are parts of a comparison: --compare")
     if arguments.jobs > 1:
-        return share("experiments.study", argv, arguments.jobs)
-    if not arguments.compare:
-        run_study(arguments.name, data_dir=arguments.data_dir)
-        return 0
-    try:
-        run_comparison(
-            arguments.name,
-            methods=arguments.methods,
-            targets=arguments.targets,
-            data_dir=arguments.data_dir,
-        )
-    except ComparisonError as error:
-        parser.error(str(error))
+        code = share("experiments.study", argv, arguments.jobs)
+        if code:
+            return code
+    if arguments.compare:
+        try:
+            rows = run_comparison(
+                arguments.name,
+                methods=arguments.methods,
+                targets=arguments.targets,
+                data_dir=arguments.data_dir,
+            )
+        except ComparisonError as error:
+            parser.error(str(error))
+        cells = comparison_cells(rows, "accuracy")
+    else:
+        cells = study_cells(run_study(arguments.name, data_dir=arguments.data_dir))
+    print(f"{as_text(cells)}\n\nAll tables and figures: python -m experiments.tables")
     return 0
 
 

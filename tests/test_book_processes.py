@@ -1,6 +1,7 @@
 """A study of a real network: alone, shared by processes, taken over after a kill."""
 
 import contextlib
+import itertools
 import json
 import os
 import subprocess
@@ -38,11 +39,16 @@ def begin(started):
     started.stdin.flush()
 
 
+def trained(lines):
+    """Yield the keys of what was trained, as they are logged."""
+    return (line.partition(":")[0] for line in lines if ": accuracy" in line)
+
+
 def ended(started):
     """Wait for the end; return the keys of what was trained, and what was logged."""
-    out, error = started.communicate(timeout=120)
-    assert started.returncode == 0, error
-    return [line.partition(":")[0] for line in out.splitlines()], error
+    _, log = started.communicate(timeout=120)
+    assert started.returncode == 0, log
+    return list(trained(log.splitlines())), log
 
 
 def book(folder):
@@ -97,9 +103,9 @@ def test_processes_fill_one_book_and_no_run_is_trained_twice(alone, tmp_path):
     with process(tmp_path) as first, process(tmp_path) as second:
         begin(first)
         begin(second)
-        trained = [ended(one)[0] for one in (first, second)]
-    assert sorted(trained[0] + trained[1]) == sorted(alone["runs"])
-    assert all(trained)
+        each = [ended(one)[0] for one in (first, second)]
+    assert sorted(each[0] + each[1]) == sorted(alone["runs"])
+    assert all(each)
     content = book(tmp_path)
     assert computed(content) == computed(alone)
     assert len(content["summary"]) == 2
@@ -114,15 +120,15 @@ def test_run_of_a_killed_process_is_taken_over_from_its_checkpoint(alone, tmp_pa
         begin(other)
         # The other one does the rest of the stage, and waits.
         rest = [key for key in alone["runs"] if key.startswith("validation")][1:]
-        assert [other.stdout.readline().partition(":")[0] for _ in rest] == rest
+        assert list(itertools.islice(trained(other.stderr), len(rest))) == rest
         time.sleep(1)
         assert other.poll() is None
         assert list(book(tmp_path)["runs"]) == rest
         killed.kill()
         killed.wait()
-        trained, log = ended(other)
-    assert len(trained) == sharing.RUNS - len(rest)
-    assert trained[0].startswith("validation dense")
+        last, log = ended(other)
+    assert len(last) == sharing.RUNS - len(rest)
+    assert last[0].startswith("validation dense")
     steps = sharing.CONFIG.epochs * 3
     assert f"dense, seed 1000: going on after step 3 of {steps}" in log
     assert log.count("going on after step") == 1

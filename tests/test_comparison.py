@@ -202,9 +202,16 @@ def test_book_of_a_comparison_has_every_field_that_differs_in_its_keys(
     assert len(content["runs"]) == len(trials.trained)
 
 
-def test_command_line_runs_the_parts_that_are_asked_for(monkeypatch):
+def test_command_line_runs_the_parts_that_are_asked_for(monkeypatch, capsys):
     asked = []
-    monkeypatch.setattr(study, "run_comparison", lambda *a, **k: asked.append((a, k)))
+    row = {"method": "scl", "target": 0.9, "reached": True}
+    row |= {"accuracy": 0.875, "accuracy_std": 0.001}
+
+    def run_comparison(*arguments, **named):
+        asked.append((arguments, named))
+        return [row]
+
+    monkeypatch.setattr(study, "run_comparison", run_comparison)
     monkeypatch.setattr(study, "run_study", lambda *a, **k: pytest.fail("a study ran"))
     part = ["--methods", "scl", "gmp", "--targets", "0.9", "0.98"]
     assert study.main(["fashion_mnist_lenet300", "--compare", *part]) == 0
@@ -213,3 +220,4 @@ def test_command_line_runs_the_parts_that_are_asked_for(monkeypatch):
     wanted = {**nothing, "methods": ["scl", "gmp"], "targets": [0.9, 0.98]}
     name = ("fashion_mnist_lenet300",)
     assert asked == [(name, wanted), (name, nothing)]
+    assert capsys.readouterr().out.count("87.50 ± 0.10") == 2

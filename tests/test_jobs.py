@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from experiments import jobs
+from experiments import estimators, jobs, pareto
 
 
 def parse(*argv):
@@ -64,6 +64,24 @@ def test_what_the_user_says_of_memory_is_kept(stand_in, monkeypatch, tmp_path):
     stand_in("echo $XLA_PYTHON_CLIENT_PREALLOCATE $OF_THE_USER >> log")
     assert jobs.share("experiments.work", [], 2) == 0
     assert (tmp_path / "log").read_text().splitlines() == ["true kept"] * 2
+
+
+def test_what_each_process_prints_is_dropped_but_for_its_progress(stand_in, capfd):
+    stand_in("echo a table; echo progress >&2")
+    assert jobs.share("experiments.work", [], 2) == 0
+    assert capfd.readouterr() == ("", "progress\nprogress\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "work"), [(estimators, "run_estimators"), (pareto, "run_pareto")]
+)
+def test_command_says_itself_what_its_processes_came_to(command, work, monkeypatch):
+    said, codes = [], [7, 0]
+    monkeypatch.setattr(command, "share", lambda *what: codes.pop(0))
+    monkeypatch.setattr(command, work, lambda name, *a, **k: said.append(name) or [])
+    arguments = ["fashion_mnist_resnet20", "--jobs", "2"]
+    assert (command.main(arguments), said) == (7, [])
+    assert (command.main(arguments), said) == (0, ["fashion_mnist_resnet20"])
 
 
 @pytest.mark.parametrize(
