@@ -200,6 +200,7 @@ def main(argv: Sequence[str]) -> int:
             )
         except ComparisonError as error:
             parser.error(str(error))
+        print("Test accuracy (%), last epoch, at each sparsity:\n")
         cells = comparison_cells(rows, "accuracy")
     else:
         cells = study_cells(run_study(arguments.name, data_dir=arguments.data_dir))
