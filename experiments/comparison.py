@@ -67,7 +67,8 @@ def run_comparison(
       scratch: where checkpoints are.
 
     Returns:
-      A row for each pair of method and target of the comparison whose runs are done.
+      A row for each pair of method and target of the comparison whose runs are done
+      and stayed finite.
 
     Raises:
       ComparisonError: if the experiment has no comparison, a method or target is not
